@@ -1,0 +1,138 @@
+"""Every error of flaxtrain: what was found, where, and what to do about it.
+
+Each class is also the builtin a caller would expect (`ValueError`, `TypeError`, ...), so code that
+does not know flaxtrain still catches it. The message has up to three lines::
+
+    unknown optimizer 'adamm'
+      where: OptSpec(optimizer=...)
+      fix:   did you mean 'adam'? Known: adam, adamw, sgd
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BatchError",
+    "CheckpointError",
+    "DataError",
+    "EmptyDatasetError",
+    "FlaxtrainError",
+    "LossError",
+    "MissingKeyError",
+    "ModelError",
+    "NonFiniteError",
+    "ParameterError",
+    "StateError",
+    "UnknownNameError",
+    "nearest",
+    "unknown_name",
+]
+
+
+class FlaxtrainError(Exception):
+    """Base of all errors that flaxtrain raises on purpose.
+
+    Args:
+        found: what was found, one line, lower case, no full stop.
+        where: the place: a parameter path, a batch index, an argument, a file.
+        fix: what the caller can do, concretely.
+
+    Example:
+        >>> print(FlaxtrainError("learning rate is -1", where="OptSpec", fix="pass a value >= 0"))
+        learning rate is -1
+          where: OptSpec
+          fix:   pass a value >= 0
+    """
+
+    def __init__(self, found: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.found, self.where, self.fix = found, where, fix
+        lines = [found]
+        if where is not None:
+            lines.append(f"  where: {where}")
+        if fix is not None:
+            lines.append(f"  fix:   {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ArgumentError(FlaxtrainError, ValueError):
+    """An argument has a value outside its range."""
+
+
+class ArgumentTypeError(FlaxtrainError, TypeError):
+    """An argument has the wrong type, or is not accepted at all."""
+
+
+class UnknownNameError(FlaxtrainError, ValueError):
+    """A name (optimizer, schedule, argument, task, ...) is not known."""
+
+
+class ParameterError(FlaxtrainError, ValueError):
+    """A parameter, or a tree of parameters, is not what was asked for."""
+
+
+class ModelError(FlaxtrainError, ValueError):
+    """The Linen module can't be used as given (train flag, rng stream, row mask)."""
+
+
+class LossError(FlaxtrainError, ValueError):
+    """The loss or a metric breaks the loss contract, or can't be inferred."""
+
+
+class DataError(FlaxtrainError, ValueError):
+    """The data set can't be used as given."""
+
+
+class EmptyDatasetError(DataError):
+    """The data set yields no batch."""
+
+
+class BatchError(DataError):
+    """One batch differs from the others, or its leaves disagree with one another."""
+
+
+class MissingKeyError(DataError, KeyError):
+    """A batch lacks a key that the model or the loss needs."""
+
+    # KeyError prints the repr of its argument, which would show "\n" instead of line breaks.
+    __str__ = Exception.__str__
+
+
+class StateError(FlaxtrainError, RuntimeError):
+    """The training state can't be used: donated, of another structure, or not there yet."""
+
+
+class NonFiniteError(FlaxtrainError, ArithmeticError):
+    """Loss, gradient or a collection became NaN or infinite."""
+
+
+class CheckpointError(FlaxtrainError, ValueError):
+    """A checkpoint is missing, damaged, or does not fit the state it is restored into."""
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """Returns the known names closest to `name`, best first, at most `count`.
+
+    Example:
+        >>> nearest("adamm", ["sgd", "adam", "adamw"])
+        ['adam']
+    """
+    return difflib.get_close_matches(name, sorted(known), n=count, cutoff=0.5)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | None = None) -> UnknownNameError:
+    """Builds (does not raise) the error for an unknown name, with the nearest valid one.
+
+    Example:
+        >>> print(unknown_name("optimizer", "adamm", ["sgd", "adam"]).fix)
+        did you mean 'adam'? Known: adam, sgd
+    """
+    names = sorted(known)
+    guess = nearest(name, names)
+    hint = f"did you mean {guess[0]!r}? " if guess else ""
+    return UnknownNameError(
+        f"unknown {kind} {name!r}", where=where, fix=f"{hint}Known: {', '.join(names) or '(none)'}"
+    )

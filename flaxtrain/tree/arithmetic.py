@@ -1,0 +1,45 @@
+"""Arithmetic on whole trees."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flaxtrain.typing import Array, PyTree
+
+__all__ = ["all_finite", "global_norm", "zeros_like"]
+
+
+def global_norm(tree: PyTree) -> Array:
+    """Returns the L2 norm over all leaves together, a scalar.
+
+    Every leaf is squared in its own dtype (complex: `|x|^2`), as optax does; the norm of an empty
+    tree is 0. NaN or infinity anywhere shows in the result.
+
+    Example:
+        >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
+        5.0
+    """
+    return jnp.sqrt(sum(jnp.sum(_squared(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def _squared(leaf: Array) -> Array:
+    return leaf.real**2 + leaf.imag**2 if jnp.iscomplexobj(leaf) else leaf**2
+
+
+def zeros_like(tree: PyTree) -> PyTree:
+    """Returns the tree with zeros of the same shapes and dtypes."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Returns a boolean scalar: no leaf holds NaN or infinity (integer leaves are finite).
+
+    Example:
+        >>> bool(all_finite({"a": jnp.array([1.0, jnp.inf])}))
+        False
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    if not leaves:
+        return jnp.array(True)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
