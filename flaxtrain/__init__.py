@@ -1,0 +1,79 @@
+"""flaxtrain trains Flax Linen models: `Trainer(model, opt_spec).fit(ds)`.
+
+Example:
+    >>> import flax.linen as nn, numpy as np, flaxtrain as ft
+    >>> x = np.random.default_rng(0).normal(size=(256, 8)).astype("float32")
+    >>> data = {"x": x, "label": (x.sum(1) > 0).astype("int32")}
+    >>> trainer = ft.Trainer(nn.Dense(2), ft.OptSpec("adam", learning_rate=0.05), verbose=False)
+    >>> result = trainer.fit(ft.data.batches(data, batch_size=64, shuffle=True), epochs=20)
+    >>> trainer.evaluate(data)["accuracy"] > 0.95
+    True
+"""
+
+from flaxtrain import (
+    checkpoint,
+    data,
+    losses,
+    metrics,
+    monitor,
+    optim,
+    params,
+    precision,
+    schedules,
+)
+from flaxtrain.errors import FlaxtrainError
+from flaxtrain.loop import (
+    Console,
+    Evaluate,
+    FitResult,
+    History,
+    Hook,
+    Plan,
+    SaveEvery,
+    TensorBoard,
+    Trainer,
+)
+from flaxtrain.metrics import Mean
+from flaxtrain.spec import OptSpec
+from flaxtrain.train import (
+    BoundModel,
+    Recipe,
+    TrainState,
+    eval_step,
+    make_recipe,
+    predict_step,
+    train_step,
+)
+from flaxtrain.version import __version__
+
+__all__ = [
+    "BoundModel",
+    "Console",
+    "Evaluate",
+    "FitResult",
+    "FlaxtrainError",
+    "History",
+    "Hook",
+    "Mean",
+    "OptSpec",
+    "Plan",
+    "Recipe",
+    "SaveEvery",
+    "TensorBoard",
+    "TrainState",
+    "Trainer",
+    "__version__",
+    "checkpoint",
+    "data",
+    "eval_step",
+    "losses",
+    "make_recipe",
+    "metrics",
+    "monitor",
+    "optim",
+    "params",
+    "precision",
+    "predict_step",
+    "schedules",
+    "train_step",
+]

@@ -28,6 +28,7 @@ __all__ = [
     "ParameterError",
     "StateError",
     "UnknownNameError",
+    "UnknownParameterError",
     "nearest",
     "unknown_name",
 ]
@@ -72,6 +73,13 @@ class UnknownNameError(FlaxtrainError, ValueError):
 
 class ParameterError(FlaxtrainError, ValueError):
     """A parameter, or a tree of parameters, is not what was asked for."""
+
+
+class UnknownParameterError(ParameterError, KeyError):
+    """There is no parameter of that path or name."""
+
+    # KeyError prints the repr of its argument, which would show "\n" instead of line breaks.
+    __str__ = Exception.__str__
 
 
 class ModelError(FlaxtrainError, ValueError):

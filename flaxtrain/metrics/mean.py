@@ -1,12 +1,12 @@
 """Weighted means that stay exact under padding, accumulation and merging.
 
-A mean over a data set is not the mean of batch means once batches have different weights. So every
-loss and metric carries its numerator and its denominator, and divides once, at the end.
+A mean over a data set is not the mean of batch means once batches have different weights. So
+every loss and metric carries its numerator and its denominator, and divides once, at the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -28,8 +28,11 @@ def _accumulation_dtype(dtype: Any) -> Any:
 class Mean:
     """A weighted sum and the sum of its weights, both scalars: the mean is `sum / weight`.
 
-    A monoid: `Mean.empty()` is neutral, `merge` is associative and commutative. `a + b` adds the
-    two *values* (a loss of several terms, see `Terms`), which is not `a.merge(b)`.
+    A monoid: `Mean.empty()` is neutral, `merge` is associative and commutative. `a + b` adds
+    the two *values* (a loss of several terms, see `Terms`), which is not `a.merge(b)`.
+
+    `weighted` is False for a mean that was formed over all rows without looking at a weight:
+    such a mean is wrong for a padded batch, and the training step refuses it there.
 
     Example:
         >>> import numpy as np
@@ -42,6 +45,7 @@ class Mean:
 
     sum: Any
     weight: Any
+    weighted: bool = field(default=True, metadata={"static": True})
 
     @classmethod
     def of(cls, values: ArrayLike, weight: ArrayLike | None = None) -> Mean:
@@ -60,16 +64,16 @@ class Mean:
         dtype = _accumulation_dtype(values.dtype)
         values = values.astype(dtype)
         if weight is None:
-            return cls(jnp.sum(values), jnp.asarray(values.size, dtype))
+            return cls(jnp.sum(values), jnp.asarray(values.size, dtype), weighted=False)
         weight = jnp.asarray(weight).astype(dtype)
         if weight.shape != values.shape[: weight.ndim]:
             raise LossError(
                 f"weight of shape {weight.shape} does not fit values of shape {values.shape}",
                 where="Mean.of(values, weight)",
-                fix="give the weight the leading axes of the values, such as a row mask [batch]",
+                fix="give the weight the leading axes of the values: a row mask [batch], say",
             )
         weight = weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
-        # 0 * nan is nan: what has no weight must not be looked at. The gradient is safe as well.
+        # 0 * nan is nan: what has no weight must not be looked at. Its gradient is 0 as well.
         kept = jnp.where(weight != 0, values, 0)
         total = jnp.sum(jnp.broadcast_to(weight, values.shape))
         return cls(jnp.sum(kept * weight), jax.lax.stop_gradient(total))
@@ -91,7 +95,8 @@ class Mean:
 
     def merge(self, other: Mean) -> Mean:
         """Returns the mean over both sets of examples."""
-        return Mean(self.sum + other.sum, self.weight + other.weight)
+        both = self.weighted and other.weighted
+        return Mean(self.sum + other.sum, self.weight + other.weight, both)
 
     def compute(self) -> Array:
         """Returns `sum / weight`, NaN when the weight is 0."""
@@ -102,7 +107,7 @@ class Mean:
         return Terms((self,)) + other
 
     def __mul__(self, factor: ArrayLike) -> Mean:
-        return Mean(self.sum * factor, self.weight)
+        return Mean(self.sum * factor, self.weight, self.weighted)
 
     __rmul__ = __mul__
 
@@ -112,7 +117,8 @@ class Mean:
 class Terms:
     """A sum of means that have weights of their own: `loss = task + 0.1 * auxiliary`.
 
-    Each term is divided by its own total weight; adding up sums and weights first would be wrong.
+    Each term is divided by its own total weight; adding up sums and weights first would be
+    wrong.
 
     Example:
         >>> import numpy as np

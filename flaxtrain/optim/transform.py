@@ -1,7 +1,8 @@
-"""The optimizer protocol: a pair `init(params)`, `update(updates, state, params=None, **extra_args)`.
+"""The optimizer protocol: a pair of pure functions, and what they were made from.
 
-It is the field's own (optax's), so objects of either library run inside the other. Ours also know
-their name and arguments, so that they print, compare, hash and serialise.
+`init(params)` and `update(updates, state, params=None, **extra_args)` are the field's own
+(optax's), so objects of either library run inside the other. Ours also know their name and
+arguments, so that they print, compare, hash and serialise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,16 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, ParamSpec, Protocol
+from typing import (
+    Any,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
+
+import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, nearest
 from flaxtrain.typing import OptState, Params, Updates
@@ -21,41 +31,58 @@ __all__ = [
     "InitFn",
     "TransformationLike",
     "UpdateFn",
+    "answering",
     "identity",
     "named",
+    "same_value",
     "stateless",
     "with_extra_args",
 ]
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
+@runtime_checkable
+@runtime_checkable
 class InitFn(Protocol):
     """`init(params) -> state`."""
 
-    def __call__(self, params: Params, /) -> OptState: ...
+    def __call__(self, params: Params, /) -> OptState:
+        """Returns the state before the first update."""
+        ...
 
 
+@runtime_checkable
+@runtime_checkable
 class UpdateFn(Protocol):
     """`update(updates, state, params=None, **extra_args) -> (updates, state)`."""
 
     def __call__(
         self, updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
-    ) -> tuple[Updates, OptState]: ...
+    ) -> tuple[Updates, OptState]:
+        """Returns the transformed updates and the new state."""
+        ...
 
 
 class EmptyState(NamedTuple):
     """The state of a transformation that remembers nothing."""
 
 
+@runtime_checkable
+@runtime_checkable
 class TransformationLike(Protocol):
     """Anything with `init` and `update`: ours, optax's, or a user's own pair."""
 
     @property
-    def init(self) -> Callable[..., Any]: ...
+    def init(self) -> Callable[..., Any]:
+        """`init(params) -> state`."""
+        ...
 
     @property
-    def update(self) -> Callable[..., Any]: ...
+    def update(self) -> Callable[..., Any]:
+        """`update(updates, state, params=None) -> (updates, state)`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,8 +90,14 @@ class GradientTransformation:
     """A gradient transformation: two pure functions, and what they were made from.
 
     Unpacks as `init, update = tx`. `update` accepts and ignores extra keyword arguments that it
-    does not need. Two transformations are equal when they were made by the same named factory from
-    equal arguments; one without a name is equal to itself only.
+    does not need. Two transformations are equal when they were made by the same named factory
+    from equal arguments; one without a name is equal to itself only.
+
+    Attributes:
+        init: `init(params) -> state`.
+        update: `update(updates, state, params=None, **extra_args) -> (updates, state)`.
+        name: the factory that made it.
+        arguments: the factory's arguments that differ from its defaults.
 
     Example:
         >>> from flaxtrain import optim
@@ -87,10 +120,14 @@ class GradientTransformation:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if not isinstance(other, GradientTransformation) or self.name is None or self.name != other.name:
+        if (
+            not isinstance(other, GradientTransformation)
+            or self.name is None
+            or self.name != other.name
+        ):
             return False
         return self.arguments.keys() == other.arguments.keys() and all(
-            _same(value, other.arguments[key]) for key, value in self.arguments.items()
+            same_value(value, other.arguments[key]) for key, value in self.arguments.items()
         )
 
     def __hash__(self) -> int:
@@ -100,50 +137,93 @@ class GradientTransformation:
         if self.name is None:
             return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
         parts = (
-            ", ".join(map(repr, value)) if key == "*" else f"{key}={value!r}" for key, value in self.arguments.items()
+            ", ".join(map(repr, value)) if key == "*" else f"{key}={value!r}"
+            for key, value in self.arguments.items()
         )
         return f"{self.name}({', '.join(part for part in parts if part)})"
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equality that never compares arrays by value (their `==` is not a truth value)."""
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two arguments are of one type and equal; arrays only if they are the same object.
+
+    Arrays are never compared by value: their `==` is not a truth value, and costs a transfer.
+
+    Example:
+        >>> same_value((1, {"mask": True}), (1, {"mask": True})), same_value(1, 1.0)
+        (True, False)
+    """
     if a is b:
         return True
     if hasattr(a, "shape") or hasattr(b, "shape") or type(a) is not type(b):
         return False
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same_value, a, b))
     if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return bool(a == b)
+        return a.keys() == b.keys() and all(same_value(a[key], b[key]) for key in a)
+    try:
+        return bool(a == b)
+    except (TypeError, ValueError):  # the `==` of a foreign object is not a truth value either
+        return False
 
 
-def named(factory: Callable[P, GradientTransformation]) -> Callable[P, GradientTransformation]:
-    """Decorates a factory so that what it returns knows its name and the arguments that differ
-    from the defaults, and so that a misspelt argument is answered with the nearest valid one.
-
-    A variadic `*args` is kept under the key `"*"`.
+def answering(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a function so that a call that does not bind names the nearest valid argument.
 
     Raises:
-        ArgumentTypeError: (from the decorated factory) the call does not bind.
+        ArgumentTypeError: (from the decorated function) the call does not bind.
+
+    Example:
+        >>> @answering
+        ... def power(base: float, exponent: float = 2.0) -> float:
+        ...     return base**exponent
+        >>> power(3.0)
+        9.0
+        >>> power(3.0, exponnt=1.0)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        ArgumentTypeError: got an unexpected keyword argument 'exponnt'
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise _does_not_bind(function.__name__, signature, kwargs, error) from None
+        return function(*args, **kwargs)
+
+    return call
+
+
+def named(
+    factory: Callable[P, GradientTransformation],
+) -> Callable[P, GradientTransformation]:
+    """Decorates a factory so that what it returns knows its name and arguments.
+
+    Kept are the arguments that differ from the defaults; a dtype is kept by its name, `*args`
+    under the key `"*"`. Calls that do not bind are answered as by `answering`.
     """
     signature = inspect.signature(factory)
-    variadic = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+    kinds = {key: parameter.kind for key, parameter in signature.parameters.items()}
 
+    @answering
     @functools.wraps(factory)
     def build(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise _does_not_bind(factory.__name__, signature, kwargs, error) from None
         given: dict[str, Any] = {}
-        for key, value in bound.arguments.items():
-            default = signature.parameters[key].default
-            if default is inspect.Parameter.empty or not _same(value, default):
-                given["*" if key == variadic else key] = value
+        for key, value in signature.bind(*args, **kwargs).arguments.items():
+            value = _dtype_name(value)
+            if not same_value(value, signature.parameters[key].default):
+                given["*" if kinds[key] is inspect.Parameter.VAR_POSITIONAL else key] = value
         return replace(factory(*args, **kwargs), name=factory.__name__, arguments=given)
 
     return build
+
+
+def _dtype_name(value: Any) -> Any:
+    """Returns the name of a dtype (it prints and goes through JSON); else `value`."""
+    if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
+        return np.dtype(value).name
+    return value
 
 
 def _does_not_bind(
@@ -152,9 +232,12 @@ def _does_not_bind(
     wrong = [key for key in kwargs if key not in signature.parameters]
     guess = nearest(wrong[0], signature.parameters) if wrong else []
     hint = f"did you mean {guess[0]!r}? " if guess else ""
-    return ArgumentTypeError(str(error), where=f"{name}{signature}"[:200], fix=f"{hint}Arguments: {', '.join(signature.parameters)}")
+    return ArgumentTypeError(
+        str(error), where=name, fix=f"{hint}Arguments: {', '.join(signature.parameters)}"
+    )
 
 
+@named
 def identity() -> GradientTransformation:
     """Returns the transformation that leaves updates as they are.
 
@@ -188,8 +271,8 @@ def stateless(function: Callable[[Updates, Params | None], Updates]) -> Gradient
 def with_extra_args(tx: TransformationLike) -> GradientTransformation:
     """Returns `tx` with an `update` that accepts any extra keyword argument.
 
-    Ours are returned as they are. Of a foreign object, arguments that its `update` does not name
-    are dropped; one with `**kwargs` gets them all.
+    Ours are returned as they are. Of a foreign object, arguments that its `update` does not
+    name are dropped; one with `**kwargs` gets them all.
 
     Raises:
         ArgumentTypeError: `tx` has no `init` and `update`.
@@ -198,7 +281,8 @@ def with_extra_args(tx: TransformationLike) -> GradientTransformation:
         return tx
     if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
         raise ArgumentTypeError(
-            f"{tx!r} is not a gradient transformation", fix="pass an object with init(params) and update(updates, state, params)"
+            f"{tx!r} is not a gradient transformation",
+            fix="pass an object with init(params) and update(updates, state, params)",
         )
     parameters = inspect.signature(tx.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -207,6 +291,8 @@ def with_extra_args(tx: TransformationLike) -> GradientTransformation:
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, OptState]:
-        return tx.update(updates, state, params, **{k: v for k, v in extra_args.items() if k in parameters})
+        return tx.update(
+            updates, state, params, **{k: v for k, v in extra_args.items() if k in parameters}
+        )
 
     return GradientTransformation(tx.init, update)

@@ -2,7 +2,7 @@
 
 Tables are keyed by the tuple; the string is for people, selectors and TensorBoard. A key that
 itself contains `/` (flax's WeightNorm makes such keys) keeps the string unambiguous by writing it
-as `\\/`.
+as `\\/`, and a backslash as two.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from flaxtrain.typing import PyTree
 __all__ = ["Path", "flatten", "key_of", "named_leaves", "path_name", "unflatten"]
 
 Path = tuple[str, ...]
+"""The keys from the root of a tree to a leaf."""
 
 
 def key_of(entry: Any) -> str:
@@ -42,7 +43,7 @@ def path_name(path: tuple[Any, ...]) -> str:
         'wn/Dense_0\\\\/kernel'
     """
     keys = (entry if isinstance(entry, str) else key_of(entry) for entry in path)
-    return "/".join(key.replace("/", "\\/") for key in keys)
+    return "/".join(key.replace("\\", "\\\\").replace("/", "\\/") for key in keys)
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:

@@ -1,0 +1,76 @@
+# `make demo` and `make test` do all the set-up themselves, in $(VENV).
+# A second Python stack: make test PYTHON=python3.13 VENV=.venv313
+
+# The first Python that is new enough and can make a virtual environment.
+PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Passed on to pytest, as in: make pytest ARGS="tests/optim -x"
+ARGS ?=
+
+# XLA's thread pool; the tests compare bitwise between runs with the same value.
+export NPROC ?= 2
+# pyright comes bundled in its wheel: don't ask the network for a newer one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help demo test check format pytest slow docs build clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install into $(VENV), train the default run, print its metrics"
+	@echo "make test    everything that must pass: check, pytest with doctests, docs"
+	@echo "make check   format, lint and types only"
+	@echo "make format  rewrite the files in the house style"
+	@echo "make slow    the tests that take minutes"
+	@echo "make docs    build docs/_build/html"
+	@echo "make build   wheel and sdist in dist/"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 with venv found; pass PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second call fast; a changed pyproject.toml installs again.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-build: pyproject.toml | $(BIN)/python
+	$(PIP) build
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m tasks.digits
+
+test: check pytest docs
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pytest: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+docs: $(VENV)/installed-test
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
+build: $(VENV)/installed-build
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) docs/_build dist build

@@ -1,0 +1,46 @@
+"""Settings that hold for every test and doctest; the first ones before jax is imported.
+
+- `JAX_PLATFORMS=cpu`: numbers are judged on one backend.
+- `NPROC=2`: the size of XLA's thread pool, which decides how reductions are split; bitwise
+  comparisons are between runs with the same value. Both can be overridden from outside.
+- No persistent compilation cache: tests count compilations, and executables loaded from a cache
+  would hide one.
+- A rank promotion is an error: `[batch] - [batch, 1]` is a bug that runs.
+- jaxtyping and beartype, where installed, check every annotation of flaxtrain on every call.
+
+float64 is switched on by the tests that need it, with `jax.enable_x64(True)` as a context.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NPROC", "2")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+CHECKS_TYPES = all(importlib.util.find_spec(name) for name in ("jaxtyping", "beartype"))
+if CHECKS_TYPES:
+    import jaxtyping
+
+    import tests.typechecker  # noqa: F401, the hook finds it by name
+
+    jaxtyping.install_import_hook("flaxtrain", "tests.typechecker.checked")
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Switches the checks of annotations off, for tests of our own errors about wrong types."""
+    if not CHECKS_TYPES:
+        yield
+        return
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

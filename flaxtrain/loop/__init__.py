@@ -1,0 +1,20 @@
+"""The loop: the trainer, its hooks, its result."""
+
+from flaxtrain.loop.hooks import Console, Evaluate, Hook, SaveEvery, TensorBoard
+from flaxtrain.loop.plan import Plan
+from flaxtrain.loop.result import FitResult, History
+from flaxtrain.loop.run import Run
+from flaxtrain.loop.trainer import Trainer
+
+__all__ = [
+    "Console",
+    "Evaluate",
+    "FitResult",
+    "History",
+    "Hook",
+    "Plan",
+    "Run",
+    "SaveEvery",
+    "TensorBoard",
+    "Trainer",
+]

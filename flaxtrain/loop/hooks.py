@@ -1,0 +1,190 @@
+"""Hooks: what the host does around the steps. Every feature of the loop beside the step is one.
+
+A hook never waits for the device in `on_step`. Order at one step: log, evaluate, decide, save.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flaxtrain import checkpoint
+from flaxtrain.durations import parse, to_steps
+from flaxtrain.monitor import ConsoleWriter, MetricWriter, TensorBoardWriter
+
+if TYPE_CHECKING:
+    from flaxtrain.loop.run import Run
+
+__all__ = ["Console", "Evaluate", "Hook", "SaveEvery", "TensorBoard"]
+
+Duration = int | str
+
+
+class Hook:
+    """Base of all hooks: host events, in the order in which they happen. Override what you need.
+
+    Example:
+        >>> class StopAt(Hook):
+        ...     def on_log(self, run, step, metrics):
+        ...         if metrics["loss"] < 0.1:
+        ...             run.stop("the loss is low enough")
+    """
+
+    def on_start(self, run: Run) -> None:
+        """The run is about to begin; `run.state` is there."""
+
+    def on_step(self, run: Run) -> None:
+        """A step was dispatched; `run.batches` counts it. Reading the state here stalls the run."""
+
+    def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
+        """The metrics of a window have arrived; `step` is the update they end with."""
+
+    def on_eval(self, run: Run, step: int, metrics: dict[str, float]) -> None:
+        """An evaluation is done."""
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """The run ends with an error; `run.state` is the last good state."""
+
+    def on_end(self, run: Run) -> None:
+        """The run is over, with or without an error."""
+
+
+class Evaluate(Hook):
+    """Evaluates every so often, and at the end.
+
+    Args:
+        ds: the data set to evaluate on.
+        every: a duration: steps, or `"1ep"`, `"10%"`.
+        batch_size: for a data set given as arrays.
+    """
+
+    def __init__(self, ds: Any, every: Duration = "1ep", batch_size: int | None = None) -> None:
+        parse(every)
+        self._ds, self._every, self._batch_size = ds, every, batch_size
+        self._period = 0
+        self._last = -1
+
+    def on_start(self, run: Run) -> None:
+        """Resolves the period against the length of the run."""
+        self._period = max(1, to_steps(self._every, run.horizon, where="eval_every"))
+
+    def on_step(self, run: Run) -> None:
+        """Evaluates when it is time."""
+        if run.batches % self._period == 0 or run.at_end:
+            run.evaluate(self._ds, batch_size=self._batch_size)
+            self._last = run.batches
+
+    def on_end(self, run: Run) -> None:
+        """Evaluates once more if the run ended between two evaluations."""
+        if run.error is None and self._last != run.batches and run.dispatched:
+            run.evaluate(self._ds, batch_size=self._batch_size)
+
+
+class SaveEvery(Hook):
+    """Saves the state every so often, and when the run ends, even if it ends with an error.
+
+    Args:
+        every: a duration, or None for the end only.
+        directory: where; default `checkpoints` in the run's workdir.
+    """
+
+    def __init__(self, every: Duration | None = None, directory: str | Path | None = None) -> None:
+        if every is not None:
+            parse(every)
+        self._every, self._directory = every, directory
+        self._period: int | None = None
+
+    def on_start(self, run: Run) -> None:
+        """Resolves the period against the length of the run."""
+        if self._directory is None:
+            self._directory = run.checkpoint_directory
+        if self._every is not None:
+            self._period = max(1, to_steps(self._every, run.horizon, where="SaveEvery"))
+
+    def on_step(self, run: Run) -> None:
+        """Saves when it is time."""
+        if self._period is not None and run.batches % self._period == 0:
+            self._save(run)
+
+    def on_end(self, run: Run) -> None:
+        """Saves the last state."""
+        self._save(run)
+
+    def _save(self, run: Run) -> None:
+        assert self._directory is not None
+        path = checkpoint.step_path(self._directory, run.batches)
+        if not path.exists():
+            with run.throughput.pause():
+                checkpoint.save(path, run.state, meta=run.checkpoint_meta())
+
+
+class Console(Hook):
+    """Prints one line per log point and per evaluation, and what the run is about to do."""
+
+    def __init__(self, writer: ConsoleWriter | None = None) -> None:
+        self._writer = writer
+
+    def on_start(self, run: Run) -> None:
+        """Prints the announcements: an inferred loss, defaults that were taken."""
+        self._writer = self._writer or ConsoleWriter(total_steps=run.total)
+        for line in run.announcements:
+            self._writer.write_line(line)
+
+    def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
+        """Prints the window's metrics."""
+        assert self._writer is not None
+        self._writer.write_scalars(step, metrics, run="train")
+
+    def on_eval(self, run: Run, step: int, metrics: dict[str, float]) -> None:
+        """Prints the metrics of the evaluation."""
+        assert self._writer is not None
+        self._writer.write_scalars(step, metrics, run="val")
+
+
+class TensorBoard(Hook):
+    """Writes the runs `train` and `val` with the same tags, so that their curves overlay.
+
+    Args:
+        directory: where; default the run's workdir.
+    """
+
+    def __init__(self, directory: str | Path | None = None) -> None:
+        self._directory = directory
+        self._writers: dict[str, MetricWriter] = {}
+
+    def on_start(self, run: Run) -> None:
+        """Opens the writers; points at or after the step that is resumed from are dropped."""
+        directory = Path(self._directory or run.require_workdir("TensorBoard()"))
+        purge = run.first_step + 1 if run.first_step else None
+        for name in ("train", "val"):
+            self._writers[name] = TensorBoardWriter(directory / name, purge_step=purge)
+        texts = {"parameters": run.overview().markdown(), "spec": f"```json\n{run.spec_text()}\n```"}
+        self._writers["train"].write_texts(run.first_step, texts)
+
+    def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
+        """Writes the window's metrics."""
+        self._writers["train"].write_scalars(step, metrics)
+
+    def on_eval(self, run: Run, step: int, metrics: dict[str, float]) -> None:
+        """Writes the metrics of the evaluation."""
+        self._writers["val"].write_scalars(step, metrics)
+        self._writers["val"].flush()
+
+    def on_end(self, run: Run) -> None:
+        """Closes the writers."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def check_hooks(hooks: Any) -> tuple[Hook, ...]:
+    """Refuses anything in `hooks` that is not a `Hook`."""
+    from flaxtrain.errors import ArgumentTypeError
+
+    for index, hook in enumerate(hooks):
+        if not isinstance(hook, Hook):
+            raise ArgumentTypeError(
+                f"{hook!r} is not a Hook", where=f"hooks[{index}]", fix="derive it from ft.Hook"
+            )
+    return tuple(hooks)
+
+

@@ -1,0 +1,269 @@
+"""One call of `fit` in progress: what hooks see, and the loop that drives the steps."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.durations import Horizon
+from flaxtrain.errors import NonFiniteError, StateError
+from flaxtrain.loop.evaluation import checked
+from flaxtrain.loop.hooks import Hook
+from flaxtrain.loop.interrupt import DeferredInterrupt
+from flaxtrain.loop.plan import spec_data, spec_text
+from flaxtrain.loop.result import FitResult, History
+from flaxtrain.loop.window import IN_FLIGHT, Report, TrainProgram
+from flaxtrain.monitor import Throughput
+from flaxtrain.parallel import place
+from flaxtrain.params import Table, overview
+from flaxtrain.train import Recipe, TrainState
+from flaxtrain.typing import Array
+
+__all__ = ["Run"]
+
+
+class Run:
+    """One call of `fit` in progress.
+
+    Attributes:
+        recipe: what does not change.
+        state: the current training state. Reading its arrays waits for the device.
+        stream: the training data.
+        horizon: length of the run, of an epoch, of a batch.
+        total: number of batches at which the run ends; None when only the epochs are known.
+        batches: number of batches dispatched since the beginning of the run, resumed part included.
+        first_step: number of updates that `state` had when this call of `fit` began.
+        workdir: the run's directory, or None.
+        history: the scalars so far.
+        throughput: the clock of the run.
+        announcements: what the trainer decided by itself, as sentences.
+        error: the exception that ends the run, or None.
+        dispatched: whether this call has made a step.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        state: TrainState,
+        stream: Stream,
+        horizon: Horizon,
+        total: int | None,
+        epochs: int | None,
+        hooks: tuple[Hook, ...],
+        program: TrainProgram,
+        evaluate: Callable[..., dict[str, float]],
+        position: int,
+        workdir: Path | None,
+        announcements: tuple[str, ...],
+    ) -> None:
+        self.recipe, self.state, self.stream = recipe, state, stream
+        self.horizon, self.total, self.workdir = horizon, total, workdir
+        self.first_step, self.batches = (
+            int(value) for value in jax.device_get((state.step, state.counters.batches))
+        )
+        self._first_batch = self.batches
+        self.history = History()
+        self.throughput = Throughput()
+        self.announcements = announcements
+        self.error: BaseException | None = None
+        self.dispatched = False
+        self._epochs, self._position = epochs, position
+        self._hooks, self._program, self._evaluate = hooks, program, evaluate
+        self._reason: str | None = None
+        self._pending: deque[tuple[int, Report]] = deque()
+        self._in_flight: deque[Array] = deque()
+        self._window: Any = None
+        self._full_mask: Array | None = None
+        self._seconds = {"compile": 0.0, "evaluate": 0.0}
+
+    # What hooks may do.
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the step just dispatched is known to be the last one."""
+        return self._reason is not None or self.batches == self.total
+
+    def stop(self, reason: str) -> None:
+        """Ends the run after the current step; `reason` goes into the result."""
+        self._reason = self._reason or reason
+
+    def evaluate(self, ds: Any, batch_size: int | None = None) -> dict[str, float]:
+        """Evaluates the current state, records the result and tells the hooks."""
+        self._deliver(wait=True)
+        began = time.monotonic()
+        with self.throughput.pause():
+            metrics = self._evaluate(ds, batch_size=batch_size, state=self.state)
+            step = int(jax.device_get(self.state.step))
+            self.history.val.append({"step": step, **metrics})
+            for hook in self._hooks:
+                hook.on_eval(self, step, metrics)
+        self._seconds["evaluate"] += time.monotonic() - began
+        return metrics
+
+    def require_workdir(self, wanted_by: str) -> Path:
+        """Returns the workdir.
+
+        Raises:
+            StateError: the trainer has none.
+        """
+        if self.workdir is None:
+            raise StateError(
+                f"{wanted_by} needs a directory", where="Trainer", fix="pass workdir= to the Trainer"
+            )
+        return self.workdir
+
+    @property
+    def checkpoint_directory(self) -> Path:
+        """Where checkpoints of this run go."""
+        return self.require_workdir("SaveEvery()") / "checkpoints"
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """What a checkpoint says beside the state, as JSON values."""
+        return {
+            "spec": spec_data(self.recipe.spec),
+            "batches": self.batches,
+            "total": self.total,
+            "steps_per_epoch": self.horizon.steps_per_epoch,
+        }
+
+    def overview(self) -> Table:
+        """Returns the table of parameters."""
+        return overview(self.recipe.facts, decay=self.recipe.decay, trainable=self.recipe.trainable)
+
+    def spec_text(self) -> str:
+        """Returns the resolved spec as text."""
+        return spec_text(self.recipe.spec)
+
+    # The loop.
+
+    def drive(self, interrupt: DeferredInterrupt) -> FitResult:
+        """Runs the steps and returns the result.
+
+        Raises:
+            NonFiniteError: loss or gradient became NaN or infinite and the spec says `"raise"`.
+            KeyboardInterrupt: Ctrl-C, once the step in progress is done and the state is saved.
+        """
+        began = time.monotonic()
+        started: list[Hook] = []
+        try:
+            for hook in self._hooks:
+                hook.on_start(self)
+                started.append(hook)
+            self._steps(interrupt)
+            self._deliver(wait=True)
+            if interrupt.requested:
+                raise KeyboardInterrupt
+        except BaseException as error:
+            self.error = error
+            for hook in started:
+                hook.on_exception(self, error)
+            raise
+        finally:
+            for hook in started:
+                hook.on_end(self)
+        best = min(self.history.val, key=lambda row: row.get("loss", float("inf")), default=None)
+        timings = self._timings(time.monotonic() - began)
+        return FitResult(self.state, self.history, best, timings, self._reason or "finished")
+
+    def _timings(self, total: float) -> dict[str, float]:
+        seconds = {"total": total, **self._seconds, **self.throughput.totals()}
+        steps = self.batches - self._first_batch - 1  # the first one is part of `compile`
+        rate = {"steps_per_sec": steps / seconds["train"]} if steps > 0 else {}
+        return {**seconds, **rate}
+
+    def _steps(self, interrupt: DeferredInterrupt) -> None:
+        for batch in prefetch(self._host_batches(), place, on_wait=self.throughput.waited):
+            if self.dispatched:
+                self._step(batch)
+            else:
+                began = time.monotonic()
+                with self.throughput.pause():
+                    self._step(batch)
+                    jax.block_until_ready(self._in_flight[-1])
+                self._seconds["compile"] = time.monotonic() - began
+                self.dispatched = True
+            self.throughput.step(batch.count)
+            for hook in self._hooks:
+                hook.on_step(self)
+            if self._reason or interrupt.requested:
+                break
+        self._close_window()
+
+    def _step(self, batch: Any) -> None:
+        mask = self._mask(batch)
+        if self._window is None:
+            self._window = self._program.empty_window(self.state, batch.data, mask)
+        self.state, self._window, status = self._program.step(
+            self.state, self._window, batch.data, mask
+        )
+        self.batches += 1
+        self._in_flight.append(status)
+        if len(self._in_flight) > IN_FLIGHT:
+            self._in_flight.popleft().block_until_ready()
+        if self.batches % self._program.log_every == 0:
+            self._close_window()
+        self._deliver()
+
+    def _mask(self, batch: Any) -> Array | None:
+        """Returns the row mask; None when no batch has padding or padding is refused."""
+        if self.recipe.padding_problem is None and self.stream.may_be_padded:
+            return batch.mask
+        if batch.count < self.stream.rows and self.recipe.padding_problem is not None:
+            raise self.recipe.padding_problem
+        return None
+
+    def _close_window(self) -> None:
+        """Ends the window of metrics; its values are read when they are sure to be there."""
+        if self._window is None or not self._in_flight:
+            return
+        values, self._window = self._program.finish(self._window)
+        self._pending.append((self.batches, Report(values, self._in_flight[-1])))
+
+    def _deliver(self, wait: bool = False) -> None:
+        """Hands over the reports whose steps are sure to be finished, or all if told to wait."""
+        while self._pending and (wait or self._pending[0][0] <= self.batches - IN_FLIGHT):
+            _, report = self._pending.popleft()
+            status, metrics = report.collect()
+            if metrics.get("loss") is not None:
+                row = {**metrics, **self.throughput.window()}
+                self.history.train.append({"step": status.step, **row})
+                for hook in self._hooks:
+                    hook.on_log(self, status.step, row)
+            if status.halted:
+                raise _bad_step(status.step, status.batches)
+
+    def _host_batches(self) -> Iterator[HostBatch]:
+        """Yields the batches that are still to be trained on, from the run's position on."""
+        left = None if self.total is None else self.total - self.batches
+        length = self.stream.steps_per_epoch
+        epoch, skip = divmod(self._position, length) if length else (0, self._position)
+        while (left is None or left > 0) and (self._epochs is None or epoch < self._epochs):
+            seen = 0
+            start = skip if length else 0
+            source = self.stream.epoch(epoch, start)
+            for batch in checked(self.recipe, source, f"epoch {epoch}", start):
+                seen += 1
+                if not length and seen <= skip:
+                    continue
+                if left is not None:
+                    if left == 0:
+                        return
+                    left -= 1
+                yield batch
+            epoch, skip = epoch + 1, 0 if length else max(0, skip - seen)
+
+
+def _bad_step(step: int, batches: int) -> NonFiniteError:
+    return NonFiniteError(
+        "loss, gradient or a collection became NaN or infinite",
+        where=f"batch {batches - 1} of the run, after {step} updates",
+        fix="trainer.state is the last good state; lower the learning rate, set clip_norm, look at "
+        "that batch, or skip such steps with OptSpec(nonfinite='skip')",
+    )

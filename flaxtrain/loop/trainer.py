@@ -1,0 +1,350 @@
+"""The trainer: a compiled step and hooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from flaxtrain import checkpoint
+from flaxtrain.checks import check_integer
+from flaxtrain.data import Stream, as_stream
+from flaxtrain.durations import Horizon
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, CheckpointError, StateError
+from flaxtrain.loop.evaluation import evaluate, predict
+from flaxtrain.loop.hooks import Console, Evaluate, Hook, SaveEvery, TensorBoard, check_hooks
+from flaxtrain.loop.interrupt import DeferredInterrupt
+from flaxtrain.loop.plan import Plan, spec_data
+from flaxtrain.loop.result import FitResult
+from flaxtrain.loop.run import Run
+from flaxtrain.loop.window import EvalProgram, TrainProgram
+from flaxtrain.parallel import Compiled, compiled
+from flaxtrain.spec import OptSpec
+from flaxtrain.train import (
+    LossFn,
+    Recipe,
+    SupervisedLoss,
+    TrainState,
+    make_recipe,
+    predict_step,
+)
+from flaxtrain.typing import HostTree
+
+__all__ = ["Trainer"]
+
+DEFAULT_BATCH_SIZE = 128
+
+
+class Trainer:
+    """Trains a Linen module.
+
+    Args:
+        model: the Linen module.
+        opt_spec: what the optimizer does.
+        loss: `loss_fn(model, batch)`, the name of a loss, or None to infer one from the batch:
+            softmax cross-entropy for integer labels, squared error for float targets of the
+            prediction's shape.
+        metrics: a `clu.metrics.Collection` class, computed from `logits`, `labels` and `loss`, or
+            from what a loss function returns as its second value.
+        seed: root of all randomness: initial values, dropout, the order of arrays.
+        workdir: directory of the run: TensorBoard files and checkpoints. A run that is found
+            there is continued.
+        hooks: further hooks.
+        log_every: number of batches between two log points.
+        verbose: whether lines are printed.
+
+    Attributes:
+        state: the training state, or None before the first `fit`.
+        recipe: what does not change in the run, or None before the first `fit` or `plan`.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: an argument is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> trainer = Trainer(nn.Dense(2), OptSpec("sgd", learning_rate=0.5), verbose=False)
+        >>> before = trainer.fit({"x": x, "label": (x[:, 0] > 0).astype("int32")}, steps=1)
+        >>> after = trainer.fit({"x": x, "label": (x[:, 0] > 0).astype("int32")}, steps=50)
+        >>> after.history.train[-1]["accuracy"] > 0.9, int(trainer.state.step)
+        (True, 51)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        opt_spec: OptSpec,
+        loss: LossFn | str | None = None,
+        metrics: Any = None,
+        *,
+        seed: int = 0,
+        workdir: str | Path | None = None,
+        hooks: tuple[Hook, ...] | list[Hook] = (),
+        log_every: int = 50,
+        verbose: bool = True,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(
+                f"{model!r} is not a Linen module", where="Trainer(model)", fix="pass an instance of flax.linen.Module"
+            )
+        if not isinstance(opt_spec, OptSpec):
+            raise ArgumentTypeError(
+                f"{opt_spec!r} is a {type(opt_spec).__name__}, not an OptSpec",
+                where="Trainer(opt_spec)",
+                fix="wrap it: OptSpec('adamw', learning_rate=1e-3) or OptSpec(transformation)",
+            )
+        check_integer("seed", seed, where="Trainer")
+        check_integer("log_every", log_every, minimum=1, where="Trainer")
+        self.model, self.spec, self.loss, self.metrics = model, opt_spec, loss, metrics
+        self.seed, self.log_every, self.verbose = seed, log_every, verbose
+        self.workdir = None if workdir is None else Path(workdir)
+        self.hooks = check_hooks(hooks)
+        self.state: TrainState | None = None
+        self.recipe: Recipe | None = None
+        self._train: TrainProgram | None = None
+        self._eval: EvalProgram | None = None
+        self._predict: Compiled | None = None
+
+    @property
+    def compilations(self) -> dict[str, int]:
+        """How often each step function was compiled so far: one each is the promise."""
+        return {
+            "train": 0 if self._train is None else self._train.step.compilations,
+            "eval": 0 if self._eval is None else self._eval.step.compilations,
+        }
+
+    def fit(
+        self,
+        ds: Any,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+        eval_ds: Any = None,
+        eval_every: int | str = "1ep",
+        batch_size: int | None = None,
+    ) -> FitResult:
+        """Trains on `ds` and returns what the run leaves behind.
+
+        A second `fit` on the same trainer continues from its state, for further steps. In a
+        `workdir` that holds a checkpoint, the first `fit` continues that run up to the given total.
+
+        Args:
+            ds: `ft.data.batches(...)`, arrays (a dict or tuple; shuffled in every epoch), or any
+                iterable of batches. A batch is a dict of arrays or `(inputs, targets)`.
+            steps: number of batches to train on.
+            epochs: number of passes over `ds`; default 1 if `steps` is not given either.
+            eval_ds: data set to evaluate on.
+            eval_every: how often: steps, `"1ep"`, `"10%"`.
+            batch_size: for arrays only; default 128.
+
+        Raises:
+            FlaxtrainError: something is wrong with the data, the loss or an argument; all of it is
+                found before the first step where it can be.
+            NonFiniteError: the run diverged; `state` is the last good one.
+            KeyboardInterrupt: Ctrl-C; `state` is the one after the last step.
+        """
+        stream, notes = self._stream(ds, batch_size, shuffle=True)
+        self._check_length(steps, epochs)
+        if steps is None and epochs is None:
+            epochs = 1
+            notes.append("neither steps= nor epochs= was given: one epoch")
+        fresh = self.state is None
+        horizon = self._horizon(stream, steps, epochs)
+        recipe = self._build(stream, horizon)
+        notes += self._inferred(recipe)
+        if self.state is None:
+            self.state = self._initial_or_resumed(recipe, notes)
+        evaluation = () if eval_ds is None else (Evaluate(eval_ds, eval_every, batch_size),)
+        run = Run(
+            recipe=recipe,
+            state=self.state,
+            stream=stream,
+            horizon=horizon,
+            total=self._total(horizon.total_steps, fresh),
+            epochs=epochs if horizon.total_steps is None else None,
+            hooks=(*self._default_hooks(), *evaluation, *self.hooks, *self._saving()),
+            program=self._train_program(recipe),
+            evaluate=self._evaluate,
+            position=int(jax.device_get(self.state.counters.batches)) if stream.repeats or fresh else 0,
+            workdir=self.workdir,
+            announcements=tuple(notes),
+        )
+        try:
+            with DeferredInterrupt() as interrupt:
+                return run.drive(interrupt)
+        finally:
+            self.state = run.state
+
+    def evaluate(
+        self, ds: Any, *, batch_size: int | None = None, weights: str = "raw"
+    ) -> dict[str, float]:
+        """Returns loss and metrics over all of `ds`, exact whatever the batch size.
+
+        Args:
+            ds: as for `fit`; one pass, in order.
+            batch_size: for arrays only; default 128.
+            weights: `"raw"`, the trained weights.
+
+        Raises:
+            StateError: nothing was trained yet.
+        """
+        if weights != "raw":
+            raise ArgumentError(
+                f"weights={weights!r} is not known", where="evaluate", fix="pass weights='raw'"
+            )
+        return self._evaluate(ds, batch_size=batch_size, state=self._trained("evaluate"))
+
+    def predict(self, ds: Any, *, batch_size: int | None = None) -> HostTree:
+        """Returns the model's outputs for all of `ds`: in order, without padding, as numpy arrays.
+
+        Args:
+            ds: as for `fit`; targets may be missing.
+            batch_size: for arrays only; default 128.
+
+        Raises:
+            StateError: nothing was trained yet.
+        """
+        state = self._trained("predict")
+        assert self.recipe is not None
+        stream, _ = self._stream(ds, batch_size, shuffle=False)
+        if self._predict is None:
+            recipe = self.recipe
+            self._predict = compiled(lambda state, batch: predict_step(recipe, state, batch))
+        return predict(self._predict, state, stream)
+
+    def plan(
+        self,
+        ds: Any,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+    ) -> Plan:
+        """Returns what `fit` with these arguments will do; print it. Nothing is trained.
+
+        Args:
+            ds: as for `fit`.
+            steps: as for `fit`.
+            epochs: as for `fit`.
+            batch_size: as for `fit`.
+        """
+        stream, notes = self._stream(ds, batch_size, shuffle=True)
+        self._check_length(steps, epochs)
+        if steps is None and epochs is None:
+            epochs = 1
+        horizon = self._horizon(stream, steps, epochs)
+        recipe = self._build(stream, horizon, keep=False)
+        return Plan.of(recipe, stream, horizon, tuple(notes + self._inferred(recipe)))
+
+    # What fit is made of.
+
+    def _stream(self, ds: Any, batch_size: int | None, *, shuffle: bool) -> tuple[Stream, list[str]]:
+        stream = as_stream(ds, batch_size=batch_size, shuffle=shuffle, seed=self.seed)
+        if batch_size is None and isinstance(ds, (dict, tuple)):
+            return stream, [f"batch_size= was not given: {stream.rows}"]
+        return stream, []
+
+    @staticmethod
+    def _check_length(steps: int | None, epochs: int | None) -> None:
+        if steps is not None and epochs is not None:
+            raise ArgumentError(
+                f"both steps={steps} and epochs={epochs} are given", where="fit", fix="give one of them"
+            )
+        for name, value in (("steps", steps), ("epochs", epochs)):
+            if value is not None:
+                check_integer(name, value, minimum=1, where="fit")
+
+    def _horizon(self, stream: Stream, steps: int | None, epochs: int | None) -> Horizon:
+        length = stream.steps_per_epoch
+        total = steps
+        if epochs is not None and length is not None:
+            total = epochs * length
+        return Horizon(total_steps=total, steps_per_epoch=length, batch_size=stream.rows)
+
+    def _build(self, stream: Stream, horizon: Horizon, keep: bool = True) -> Recipe:
+        if self.recipe is not None:
+            return self.recipe
+        recipe = make_recipe(
+            self.model,
+            self.spec,
+            stream.example().data,
+            loss=self.loss,
+            metrics=self.metrics,
+            horizon=horizon,
+        )
+        if recipe.padding_problem is not None and _surely_ragged(stream):
+            raise recipe.padding_problem
+        if keep:
+            self.recipe = recipe
+        return recipe
+
+    def _inferred(self, recipe: Recipe) -> list[str]:
+        loss = recipe.loss_fn
+        if self.loss is None and isinstance(loss, SupervisedLoss):
+            return [f"loss= was not given, inferred from the targets: {loss.name}"]
+        return []
+
+    def _initial_or_resumed(self, recipe: Recipe, notes: list[str]) -> TrainState:
+        state = recipe.init(self.seed)
+        found = None if self.workdir is None else checkpoint.latest(self.workdir / "checkpoints")
+        if found is None:
+            return state
+        before, now = checkpoint.read_meta(found).get("spec"), spec_data(recipe.spec)
+        if before != now:
+            raise CheckpointError(
+                "the run in the workdir was made with another optimizer spec, or with another length "
+                "where the spec has relative durations",
+                where=str(found),
+                fix="use the same spec and total, or another workdir",
+            )
+        notes.append(f"continuing the run in {self.workdir}, checkpoint {found.name}")
+        notes += checkpoint.environment_differences(found)
+        return checkpoint.restore(found, like=state)
+
+    def _total(self, length: int | None, fresh: bool) -> int | None:
+        """A resumed run has a total; a further fit adds to what was done."""
+        if length is None or fresh:
+            return length
+        assert self.state is not None
+        return int(jax.device_get(self.state.counters.batches)) + length
+
+    def _default_hooks(self) -> tuple[Hook, ...]:
+        console = (Console(),) if self.verbose else ()
+        return console if self.workdir is None else (*console, TensorBoard())
+
+    def _saving(self) -> tuple[Hook, ...]:
+        already = any(isinstance(hook, SaveEvery) for hook in self.hooks)
+        return () if self.workdir is None or already else (SaveEvery(),)
+
+    def _train_program(self, recipe: Recipe) -> TrainProgram:
+        if self._train is None:
+            self._train = TrainProgram(recipe, self.log_every)
+        return self._train
+
+    def _evaluate(
+        self, ds: Any, *, batch_size: int | None, state: TrainState
+    ) -> dict[str, float]:
+        assert self.recipe is not None
+        size = batch_size if isinstance(ds, (dict, tuple)) else None
+        stream, _ = self._stream(ds, size, shuffle=False)
+        if self._eval is None:
+            self._eval = EvalProgram(self.recipe)
+        return evaluate(self.recipe, self._eval, state, stream)
+
+    def _trained(self, verb: str) -> TrainState:
+        if self.state is None:
+            raise StateError(
+                "there is no state yet", where=f"Trainer.{verb}", fix="call fit first"
+            )
+        return self.state
+
+
+def _surely_ragged(stream: Stream) -> bool:
+    """Whether it is known beforehand that a batch will need padding."""
+    length, examples = stream.steps_per_epoch, stream.examples_per_epoch
+    return bool(stream.may_be_padded and length and examples and length * stream.rows != examples)
+
+

@@ -1,0 +1,160 @@
+"""Multiplying all updates by one number: a constant, a learning rate, a schedule."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxtrain.checks import check_number, is_concrete
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.optim.per_leaf import safe_increment
+from flaxtrain.optim.transform import GradientTransformation, identity, named, stateless
+from flaxtrain.typing import Array, ArrayLike, OptState, Params, Schedule, Updates
+
+__all__ = [
+    "ScaleByScheduleState",
+    "check_learning_rate",
+    "scale",
+    "scale_by_learning_rate",
+    "scale_by_schedule",
+]
+
+
+class ScaleByScheduleState(NamedTuple):
+    """Number of updates, int32: what the schedule is asked for next."""
+
+    count: Any  # an Array
+
+
+def check_learning_rate(learning_rate: Any, *, where: str) -> None:
+    """Refuses anything but a real number >= 0, a tracer or a callable.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+        ArgumentError: it is negative, NaN or infinite.
+
+    Example:
+        >>> check_learning_rate(1e-3, where="sgd")
+    """
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, minimum=0.0, where=where)
+
+
+@named
+def scale(step_size: ArrayLike) -> GradientTransformation:
+    """Makes the transformation that multiplies every update by `step_size`.
+
+    Args:
+        step_size: any finite number, or an array that broadcasts against every update.
+
+    Raises:
+        ArgumentTypeError: `step_size` is not numeric.
+        ArgumentError: `step_size` is not finite.
+
+    Example:
+        >>> tx = scale(-0.5)
+        >>> updates, state = tx.update({"w": jnp.ones(2)}, tx.init(None))
+        >>> print(updates["w"])
+        [-0.5 -0.5]
+    """
+    _check_step_size(step_size)
+    return stateless(lambda updates, params: jax.tree.map(lambda u: step_size * u, updates))
+
+
+def _check_step_size(step_size: Any) -> None:
+    numeric = isinstance(step_size, (numbers.Number, np.ndarray, np.generic, jax.Array))
+    if not numeric or isinstance(step_size, (bool, np.bool_)):
+        raise ArgumentTypeError(
+            f"step_size={step_size!r} is a {type(step_size).__name__}, not a number",
+            where="scale",
+            fix="pass a number; for a function of the count use scale_by_schedule",
+        )
+    if is_concrete(step_size) and not np.all(np.isfinite(np.asarray(jnp.asarray(step_size)))):
+        raise ArgumentError(
+            f"step_size={step_size} is not finite", where="scale", fix="pass a finite number"
+        )
+
+
+@named
+def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
+    """Makes the transformation that multiplies every update by a function of the count.
+
+    The value is cast to the dtype of each update.
+
+    Args:
+        step_size_fn: maps the number of updates already applied (int32 scalar; 0 at the first
+            call) to a number. The sign is not changed.
+
+    Returns:
+        A transformation whose state is a `ScaleByScheduleState`.
+
+    Raises:
+        ArgumentTypeError: `step_size_fn` is not callable.
+
+    Example:
+        >>> tx = scale_by_schedule(lambda count: 1.0 / (1 + count))
+        >>> state = tx.init(None)
+        >>> for _ in range(4):
+        ...     updates, state = tx.update(jnp.float32(1.0), state)
+        >>> print(updates, state.count)
+        0.25 4
+    """
+    if not callable(step_size_fn):
+        raise ArgumentTypeError(
+            f"step_size_fn={step_size_fn!r} is not callable",
+            where="scale_by_schedule",
+            fix="pass a schedule; for a constant use scale",
+        )
+
+    def init(params: Params, /) -> ScaleByScheduleState:
+        return ScaleByScheduleState(jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Updates, ScaleByScheduleState]:
+        step_size = step_size_fn(state.count)
+
+        def scaled(update: ArrayLike) -> Array:
+            update = jnp.asarray(update)
+            return jnp.asarray(step_size, update.dtype) * update
+
+        return jax.tree.map(scaled, updates), ScaleByScheduleState(safe_increment(state.count))
+
+    return GradientTransformation(init, update)
+
+
+@named
+def scale_by_learning_rate(
+    learning_rate: ArrayLike | Schedule | None = None, *, flip_sign: bool = True
+) -> GradientTransformation:
+    """Makes the last part of an optimizer: times the learning rate, and downhill.
+
+    Args:
+        learning_rate: a number >= 0, or a schedule of the number of updates already applied.
+            None: updates are left as they are, their sign too.
+        flip_sign: multiply by `-learning_rate`.
+
+    Returns:
+        A transformation without state; for a schedule, with a `ScaleByScheduleState`.
+
+    Raises:
+        ArgumentError: `learning_rate` is negative, NaN or infinite.
+        ArgumentTypeError: `learning_rate` is neither a number nor callable.
+
+    Example:
+        >>> tx = scale_by_learning_rate(0.1)
+        >>> updates, state = tx.update(jnp.float32(2.0), tx.init(None))
+        >>> print(updates)
+        -0.2
+    """
+    if learning_rate is None:
+        return identity()
+    check_learning_rate(learning_rate, where="scale_by_learning_rate")
+    sign = -1 if flip_sign else 1
+    if callable(learning_rate):
+        return scale_by_schedule(lambda count: sign * jnp.asarray(learning_rate(count)))
+    return scale(sign * learning_rate)

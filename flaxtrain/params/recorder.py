@@ -1,0 +1,187 @@
+"""Watching `model.init`: which class declares which parameter, and with which local shape.
+
+While a `Recorder` is active, every Linen module that runs gets recording versions of `param`,
+`variable`, `put_variable` and `make_rng`. They are attributes of that one instance, set when
+its first method is intercepted; neither flax nor the user's classes are changed, interceptors
+are local to the thread, and initial values stay what they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from flaxtrain.params.axes import Shape, array_in, box_leaves, unbox_leaves
+from flaxtrain.tree import Path, flatten
+
+# Nothing here is public: `Facts` is the result.
+__all__ = []
+
+_fresh = itertools.count()
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What one call of `param` showed: the caller, and the local shape of each array inside.
+
+    The shapes are keyed by the path below the declared name; a plain array has the key `()`.
+    """
+
+    owner: type[nn.Module]
+    owner_path: Path
+    shapes: dict[Path, Shape]
+
+
+@dataclass
+class Recorder:
+    """Notes of one abstract run of `init`.
+
+    Args:
+        boxed: declared paths whose initial value is put in an `AxisBox`.
+
+    Attributes:
+        declared: path of the declared name to the first declaration of it.
+        modules: path of a scope to the classes of the modules that ran in it.
+        streams: names of the random streams that modules drew from, without `params`.
+        stream: a stream name that nobody has used. With it among the rngs, `nn.jit` can't
+            answer from its cache, which would run no Python and hide the modules inside.
+    """
+
+    boxed: Collection[Path] = ()
+    declared: dict[Path, Declaration] = field(default_factory=dict)
+    modules: dict[Path, list[type[nn.Module]]] = field(default_factory=dict)
+    streams: set[str] = field(default_factory=set)
+    stream: str = field(default_factory=lambda: f"_facts_{next(_fresh)}")
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Records every module method that runs in this thread inside the context."""
+        with nn.intercept_methods(self._intercept):
+            yield
+
+    def _intercept(
+        self,
+        method: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        if context.module.scope is not None:
+            self._watch(context.module)
+        return method(*args, **kwargs)
+
+    def _watch(self, module: nn.Module) -> None:
+        self._keep_stream(module)
+        if "param" in vars(module):
+            return
+        classes = self.modules.setdefault(_scope(module).path, [])
+        owner = _declared_class(type(module))
+        if owner not in classes:
+            classes.append(owner)
+        for name, recording in (
+            ("param", self._param(module)),
+            ("variable", self._variable(module)),
+            ("put_variable", self._put_variable(module)),
+            ("make_rng", self._make_rng(module)),
+        ):
+            object.__setattr__(module, name, recording)
+
+    def _keep_stream(self, module: nn.Module) -> None:
+        """Adds the fresh stream where `nn.scan` or `nn.vmap` dropped it, for it isn't split."""
+        scope = _scope(module)
+        if scope.rngs and self.stream not in scope.rngs:
+            scope.rngs[self.stream] = next(iter(scope.rngs.values()))
+            scope.rng_counters[self.stream] = 0
+
+    def _param(self, module: nn.Module) -> Callable[..., Any]:
+        declare = module.param
+
+        def param(name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            keep_boxes = not kwargs.get("unbox", True)
+            value = declare(name, self._boxing(module, name, init_fn), *args, **kwargs)
+            self._note(module, name, value)
+            return unbox_leaves(value) if keep_boxes else value
+
+        return param
+
+    def _variable(self, module: nn.Module) -> Callable[..., Any]:
+        declare = module.variable
+
+        def variable(
+            col: str, name: str, init_fn: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:
+            if col != "params" or init_fn is None:
+                return declare(col, name, init_fn, *args, **kwargs)
+            result = declare(col, name, self._boxing(module, name, init_fn), *args, **kwargs)
+            self._note(module, name, result.value)
+            return result
+
+        return variable
+
+    def _put_variable(self, module: nn.Module) -> Callable[..., Any]:
+        put = module.put_variable
+
+        def put_variable(col: str, name: str, value: Any) -> None:
+            if col == "params":
+                self._note(module, name, value)
+            put(col, name, value)
+
+        return put_variable
+
+    def _make_rng(self, module: nn.Module) -> Callable[..., Any]:
+        draw = module.make_rng
+
+        def make_rng(name: str = "params") -> Any:
+            if name != "params":
+                self.streams.add(name)
+            return draw(name)
+
+        return make_rng
+
+    def _boxing(
+        self, module: nn.Module, name: str, init_fn: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        if (*_scope(module).path, name) not in self.boxed:
+            return init_fn
+
+        @functools.wraps(init_fn)
+        def boxed_init(*args: Any, **kwargs: Any) -> Any:
+            return box_leaves(init_fn(*args, **kwargs))
+
+        return boxed_init
+
+    def _note(self, module: nn.Module, name: str, value: Any) -> None:
+        place = _scope(module).path
+        leaves = flatten(value) if isinstance(value, Mapping) else {(): value}
+        arrays = {path: array_in(leaf) for path, leaf in leaves.items()}
+        shapes = {path: tuple(a.shape) for path, a in arrays.items() if a is not None}
+        owner = _declared_class(type(module))
+        self.declared.setdefault((*place, name), Declaration(owner, place, shapes))
+
+
+def _scope(module: nn.Module) -> Any:
+    return module.scope
+
+
+def _declared_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Returns the class the user wrote for one that `nn.remat` and its like derived from it."""
+    while cls.__module__ == nn.transforms.__name__:
+        cls = cls.__bases__[0]
+    return cls
+
+
+def run_abstractly(function: Callable[[dict[str, jax.Array]], Any], recorder: Recorder) -> Any:
+    """Evaluates `function(extra_rngs)` on shapes only, with `recorder` active."""
+
+    def run() -> Any:
+        return function({recorder.stream: jax.random.key(0)})
+
+    with recorder.recording():
+        return jax.eval_shape(run)

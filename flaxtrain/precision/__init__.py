@@ -1,0 +1,5 @@
+"""Numeric precision: loss scaling."""
+
+from flaxtrain.precision.loss_scale import LossScale, NoScale
+
+__all__ = ["LossScale", "NoScale"]

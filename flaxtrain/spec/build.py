@@ -1,0 +1,209 @@
+"""From a spec to the gradient transformation that a training step runs.
+
+For a named optimizer, at update t = 1, 2, ... with learning rate a = learning_rate(t - 1):
+    g <- g min(1, clip_norm / |g|)              one factor for all parameters
+    u <- rule(g)                                the preconditioner, per parameter
+    u <- u + weight_decay x                     where the decay mask is True
+    update = -a u
+Parameters of less than float32 precision are widened first; slots and updates are float32, and
+the sum of parameter and update is rounded once, by `apply_updates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxtrain.checks import is_concrete
+from flaxtrain.durations import Horizon
+from flaxtrain.errors import ParameterError, nearest
+from flaxtrain.optim import (
+    NAMED,
+    GradientTransformation,
+    init_slots,
+    safe_increment,
+    update_slots,
+    with_extra_args,
+)
+from flaxtrain.params import Facts, decay_mask
+from flaxtrain.spec.opt_spec import OptSpec
+from flaxtrain.spec.state import DEFAULT, OptState, rate_at, rates_of
+from flaxtrain.tree import Path, flatten, global_norm, key_of, path_name
+from flaxtrain.typing import Array, ArrayLike, Params, Updates
+
+__all__ = ["build"]
+
+
+def build(
+    spec: OptSpec, facts: Facts, horizon: Horizon | None = None
+) -> GradientTransformation:
+    """Makes the gradient transformation that a spec declares.
+
+    `update` takes `grad_norm=` if the norm of the gradient is known already, and hands other
+    extra arguments to an optimizer object. The trees may be any part of the parameters that
+    `facts` describes, as nested dicts: frozen parameters are simply not there.
+
+    Args:
+        spec: what the optimizer does.
+        facts: the table of the model's parameters; the decay mask is made from it.
+        horizon: the length of the run, for durations that are still relative.
+
+    Returns:
+        A transformation whose state is an `OptState`: `count`, `learning_rates`, and `slots`,
+        which for a named optimizer maps each slot's name to a tree like the parameters. Its
+        structure depends on the optimizer's rule only.
+
+    Raises:
+        ParameterError: the decay mask does not fit the parameters.
+        ArgumentError: `horizon` lacks what a relative duration needs.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from flaxtrain.params import param_facts
+        >>> facts = param_facts(nn.Dense(1), jnp.ones((1, 2)))
+        >>> tx = build(OptSpec("sgd", learning_rate=0.5, weight_decay=0.1), facts)
+        >>> params = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
+        >>> grads = jax.tree.map(jnp.zeros_like, params)
+        >>> updates, state = tx.update(grads, tx.init(params), params)
+        >>> print(updates["kernel"].ravel(), updates["bias"], state.learning_rates["default"])
+        [-0.05 -0.05] [-0.] 0.5
+    """
+    spec = spec.resolve(horizon or Horizon())
+    return _build_object(spec) if spec.name is None else _build_named(spec, facts)
+
+
+class DecayedPaths(frozenset[Path]):
+    """Paths of the parameters that decay; prints as their number."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} parameters>"
+
+
+def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
+    entry = NAMED[str(spec.name)]
+    rule = entry.rule(**dict(spec.hyperparameters))
+    weight_decay = entry.weight_decay if spec.weight_decay is None else spec.weight_decay
+    decayed = _decayed_paths(spec, facts, weight_decay)
+    rate: Any = spec.learning_rate
+
+    def init(params: Params, /) -> OptState:
+        _check_paths(params, facts)
+        slots = init_slots(rule, jax.tree.map(_widened, params))
+        return OptState(jnp.zeros([], jnp.int32), _not_yet([DEFAULT]), slots._asdict())
+
+    def update(
+        updates: Updates,
+        state: OptState,
+        params: Params | None = None,
+        *,
+        grad_norm: Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[Updates, OptState]:
+        if params is None:
+            raise ParameterError(
+                "the update needs the parameters, and got none",
+                where=f"{spec!r}: update(updates, state, params=None)",
+                fix="call update(updates, state, params)",
+            )
+        t, learning_rate = safe_increment(state.count), rate_at(rate, state.count)
+        params = jax.tree.map(_widened, params)
+        grads = _clipped(jax.tree.map(_widened, updates), spec.clip_norm, grad_norm)
+        direction, slots = update_slots(rule, t, grads, rule.Slots(**state.slots), params)
+        direction = _add_decay(direction, params, weight_decay, decayed)
+        return (
+            _scaled(direction, -learning_rate),  # type: ignore[operator]
+            OptState(t, {DEFAULT: jnp.asarray(learning_rate, jnp.float32)}, slots._asdict()),
+        )
+
+    return GradientTransformation(
+        init, update, name="build", arguments={"spec": spec, "decayed": decayed}
+    )
+
+
+def _build_object(spec: OptSpec) -> GradientTransformation:
+    tx = with_extra_args(spec.optimizer)  # type: ignore[arg-type]
+    rates = rates_of(spec.optimizer)
+
+    def init(params: Params, /) -> OptState:
+        return OptState(jnp.zeros([], jnp.int32), _not_yet(rates), tx.init(params))
+
+    def update(
+        updates: Updates,
+        state: OptState,
+        params: Params | None = None,
+        *,
+        grad_norm: Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[Updates, OptState]:
+        clipped = _clipped(updates, spec.clip_norm, grad_norm)
+        new, inner = tx.update(clipped, state.slots, params, **extra_args)
+        applied = {
+            group: jnp.asarray(rate_at(rate, state.count), jnp.float32)
+            for group, rate in rates.items()
+        }
+        return new, OptState(safe_increment(state.count), applied, inner)
+
+    return GradientTransformation(init, update, name="build", arguments={"spec": spec})
+
+
+def _not_yet(groups: Collection[str]) -> dict[str, Array]:
+    return {group: jnp.zeros([], jnp.float32) for group in groups}
+
+
+def _decayed_paths(spec: OptSpec, facts: Facts, weight_decay: ArrayLike) -> DecayedPaths:
+    if is_concrete(weight_decay) and weight_decay == 0:
+        return DecayedPaths()
+    mask = flatten(decay_mask(facts, spec.decay))
+    return DecayedPaths(path for path, decays in mask.items() if decays)
+
+
+def _check_paths(params: Params, facts: Facts) -> None:
+    """Refuses parameters that the table does not know: their mask would be a guess."""
+    for keys, _ in jax.tree_util.tree_leaves_with_path(params):
+        if _path(keys) not in facts:
+            guess = nearest(path_name(keys), map(path_name, facts)) or ["(none)"]
+            raise ParameterError(
+                f"the model has no parameter {path_name(keys)!r}",
+                where="build(spec, facts): init(params)",
+                fix=f"pass params of the model that facts describes; nearest: {guess[0]}",
+            )
+
+
+def _path(keys: tuple[Any, ...]) -> Path:
+    return tuple(map(key_of, keys))
+
+
+def _widened(leaf: ArrayLike) -> Array:
+    array = jnp.asarray(leaf)
+    inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if inexact else array
+
+
+def _clipped(grads: Updates, clip_norm: ArrayLike | None, norm: Array | None) -> Updates:
+    if clip_norm is None:
+        return grads
+    if norm is None:
+        norm = global_norm(jax.tree.map(_widened, grads))
+    # NaN compares False, so that it reaches every gradient and the step can be rejected.
+    return _scaled(grads, jnp.where(norm < clip_norm, 1.0, clip_norm / norm))
+
+
+def _scaled(tree: Updates, factor: ArrayLike) -> Updates:
+    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.real.dtype) * leaf, tree)
+
+
+def _add_decay(
+    updates: Updates, params: Params, weight_decay: ArrayLike, decayed: DecayedPaths
+) -> Updates:
+    def add(keys: tuple[Any, ...], update: Array | None, param: Array) -> Array | None:
+        if update is None or _path(keys) not in decayed:
+            return update
+        return update + weight_decay * param
+
+    if not decayed:
+        return updates
+    is_none = lambda leaf: leaf is None  # noqa: E731
+    return jax.tree_util.tree_map_with_path(add, updates, params, is_leaf=is_none)

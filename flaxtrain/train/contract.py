@@ -1,0 +1,144 @@
+"""The loss contract: what a loss function may return, and what the step makes of it.
+
+`loss_fn(model, batch) -> loss | (loss, {name: metric})`. A loss or metric is
+
+- per-example values `[rows]`: the step applies the row mask and the example weights;
+- a `Mean`, or a sum of means: its weights are the user's business (`Mean.of(values, model.mask)`);
+- a scalar: right only when every row counts, so a batch with a mask refuses it;
+- a metric object with `merge` and `compute`, such as clu's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxtrain.errors import LossError
+from flaxtrain.metrics import Mean, Terms
+from flaxtrain.train.model import BoundModel
+from flaxtrain.typing import Array, Batch
+
+__all__ = ["STEP_METRICS", "LossFn", "LossOutput", "call_loss"]
+
+LossFn = Callable[[Any, Batch], Any]
+"""`loss_fn(model, batch) -> loss | (loss, metrics)`; `model` is a `BoundModel`."""
+
+STEP_METRICS = ("loss", "grad_norm", "update_norm", "param_norm", "learning_rate")
+"""Names that the step itself reports."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss function returned, with every value carrying its weight.
+
+    Attributes:
+        loss: the loss.
+        metrics: the metrics by name, the loss among them.
+    """
+
+    loss: Terms
+    metrics: dict[str, Any]
+
+
+def call_loss(loss_fn: LossFn, model: BoundModel, batch: Batch) -> LossOutput:
+    """Runs a loss function and brings what it returns into one form.
+
+    Args:
+        loss_fn: see the module's docstring.
+        model: the bound model; its mask and weight are applied to per-example values.
+        batch: the batch.
+
+    Raises:
+        LossError: the loss function breaks the contract.
+    """
+    rows = _rows(batch)
+    returned = loss_fn(model, batch)
+    loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
+    if not isinstance(metrics, Mapping):
+        raise LossError(
+            f"the second thing the loss function returned is a {type(metrics).__name__}",
+            where="loss_fn",
+            fix="return loss, or (loss, {name: metric})",
+        )
+    clash = sorted(set(metrics) & set(STEP_METRICS))
+    if clash:
+        raise LossError(
+            f"metric name {clash[0]!r} is one that the step itself reports",
+            where="loss_fn",
+            fix=f"choose another name than {', '.join(STEP_METRICS)}",
+        )
+    total = _weighted("loss", loss, model, rows)
+    if isinstance(total, Mean):
+        total = Terms((total,))
+    if not isinstance(total, Terms):
+        raise LossError(
+            f"the loss is a {type(loss).__name__}",
+            where="loss_fn",
+            fix="return per-example values [batch], a Mean or a scalar",
+        )
+    named = {name: _weighted(name, value, model, rows) for name, value in metrics.items()}
+    return LossOutput(total, {"loss": total, **named})
+
+
+def _rows(batch: Batch) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def _weighted(name: str, value: Any, model: BoundModel, rows: int) -> Any:
+    """Brings one returned value into a form that carries its weight."""
+    if isinstance(value, (Mean, Terms)):
+        terms = value.terms if isinstance(value, Terms) else (value,)
+        if model.mask is not None and not all(term.weighted for term in terms):
+            raise LossError(
+                f"{name!r} is a Mean over all rows, but the batch has rows that don't count",
+                where="loss_fn",
+                fix="form it with the row mask: ft.Mean.of(values, model.mask)",
+            )
+        return _settled(value)
+    if hasattr(value, "merge") and hasattr(value, "compute"):
+        return value
+    array = _as_array(name, value)
+    if array.ndim == 0:
+        if model.mask is not None:
+            raise LossError(
+                f"{name!r} is a scalar, but the batch has rows that don't count",
+                where="loss_fn",
+                fix="return the per-example values [batch] instead of their mean (leave out "
+                "jnp.mean), or ft.Mean.of(values, model.mask)",
+            )
+        weight = jnp.asarray(rows, jnp.promote_types(array.dtype, jnp.float32))
+        return Mean(array.astype(weight.dtype) * weight, weight)
+    if array.shape != (rows,):
+        raise LossError(
+            f"{name!r} has shape {array.shape}, the batch {rows} rows",
+            where="loss_fn",
+            fix=f"return one value per example, shape ({rows},), or "
+            "ft.Mean.of(values, model.mask) for values of any shape",
+        )
+    return _settled(Mean.of(array, model.weight if model.weight is not None else model.mask))
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise LossError(
+            f"{name!r} is a {type(value).__name__}, not an array",
+            where="loss_fn",
+            fix="return per-example values [batch], a Mean, a scalar or a metric object",
+        ) from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise LossError(f"{name!r} is complex", where="loss_fn", fix="return a real value")
+    return array
+
+
+def _settled(value: Any) -> Any:
+    """Forgets `Mean.weighted`, which has done its work, so that all means have one structure."""
+    if isinstance(value, Terms):
+        return Terms(tuple(map(_settled, value.terms)))
+    return Mean(value.sum, value.weight)

@@ -1,0 +1,223 @@
+"""The model as a loss function sees it: a Linen module bound to everything a call needs."""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxtrain.errors import ModelError
+from flaxtrain.typing import Array, Collections, Key, Params
+
+__all__ = ["TRAIN_FLAGS", "BoundModel", "call_arguments", "fold_key"]
+
+TRAIN_FLAGS: Mapping[str, bool] = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+}
+"""Arguments that switch between training and evaluation, with their value in training."""
+
+
+def call_arguments(module: nn.Module, method: str = "__call__") -> tuple[str, ...]:
+    """Returns the names of the data arguments of a module's method: no `self`, no train flag.
+
+    Raises:
+        ModelError: the module has no such method.
+
+    Example:
+        >>> call_arguments(nn.Dense(3)), call_arguments(nn.Dropout(0.1))
+        (('inputs',), ('inputs', 'rng'))
+    """
+    return tuple(name for name in _signature(module, method).parameters if name not in TRAIN_FLAGS)
+
+
+def _signature(module: nn.Module, method: str) -> inspect.Signature:
+    function = getattr(module, method, None)
+    if not callable(function):
+        raise ModelError(
+            f"{type(module).__name__} has no method {method!r}", where="model(..., method=...)"
+        )
+    return inspect.signature(function)
+
+
+def fold_key(root: Key, stream: str, step: Any, index: int = 0) -> Key:
+    """Derives the key of one rng stream at one step: a pure function, nothing is carried.
+
+    Args:
+        root: the run's key.
+        stream: the stream's name, such as `"dropout"`.
+        step: number of updates made so far, an int or an int32 scalar.
+        index: number of the model call within the step.
+    """
+    key = jax.random.fold_in(root, zlib.crc32(stream.encode()))
+    return jax.random.fold_in(jax.random.fold_in(key, step), index)
+
+
+class BoundModel:
+    """A Linen module bound to its variables, rngs, train flag and row mask.
+
+    Call it like the module itself, without the train flag: `model(batch["image"])`, or
+    `model(z, method="decode")`. Mutable collections are updated from call to call.
+
+    Args:
+        module: the Linen module.
+        params: its whole tree of parameters.
+        collections: its mutable collections.
+        rng: root key; None when nothing random may be drawn.
+        streams: names of the rng streams that the module draws from.
+        step: number of updates made so far.
+        train: whether this is training.
+        mask: bool `[rows]`, the rows that count; None when all do.
+        weight: float `[rows]`, the weight of each row; None when all are 1.
+        sown: collections that the module sows afresh in each call.
+
+    Attributes:
+        train: whether this is training.
+        mask: see above. Give it to every `Mean` of your own: `Mean.of(values, model.mask)`.
+        weight: see above; `mask` times the weights that came with the batch.
+        collections: the mutable collections after the calls so far.
+        sown: what the module sowed in the last call, by collection: auxiliary losses and the like.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: Params,
+        collections: Collections | None = None,
+        *,
+        rng: Key | None = None,
+        streams: tuple[str, ...] = (),
+        step: Any = 0,
+        train: bool = False,
+        mask: Array | None = None,
+        weight: Array | None = None,
+        sown: tuple[str, ...] = (),
+    ) -> None:
+        self.module, self.params = module, params
+        self.collections: dict[str, Any] = dict(collections or {})
+        self.train, self.mask, self.weight = train, mask, weight
+        self.sown: dict[str, Any] = {}
+        self._rng, self._streams, self._step = rng, streams, step
+        self._sown_names = sown
+        self._calls = 0
+
+    def __call__(self, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+        """Applies the module, or one of its methods, and returns its output.
+
+        Raises:
+            ModelError: the module draws random numbers in evaluation, or BatchNorm meets rows that
+                the row mask does not fit.
+        """
+        kwargs = with_train_flag(self.module, self.train, method, args, kwargs)
+        index, self._calls = self._calls, self._calls + 1
+        mutable = [*self.collections, *self._sown_names] if self.train else []
+        with _row_mask(self.mask), _explained_rng_error(self.module, self.train):
+            output = self.module.apply(
+                {"params": self.params, **self.collections},
+                *args,
+                rngs=self.rngs(index) if self.train else {},
+                mutable=mutable or False,
+                method=method,
+                **kwargs,
+            )
+        if mutable:
+            output, changed = output
+            self.sown = {name: changed.pop(name) for name in self._sown_names if name in changed}
+            self.collections |= jax.tree.map(_as_stored, dict(changed), self.collections | {})
+        return output
+
+    def rngs(self, index: int = 0) -> dict[str, Key]:
+        """Returns the keys of all streams for the call number `index` of this step."""
+        if self._rng is None:
+            return {}
+        return {name: fold_key(self._rng, name, self._step, index) for name in self._streams}
+
+    def rng(self, stream: str) -> Key:
+        """Returns a key for the loss function itself, such as for data augmentation.
+
+        Raises:
+            ModelError: there is no randomness here (evaluation).
+        """
+        if self._rng is None or not self.train:
+            raise ModelError(
+                f"rng stream {stream!r} was asked for in evaluation",
+                where="model.rng",
+                fix="ask only when model.train is true",
+            )
+        return fold_key(self._rng, f"loss/{stream}", self._step)
+
+
+def with_train_flag(
+    module: nn.Module, train: bool, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns `kwargs` with the train flags that the method knows and the caller left open."""
+    signature = _signature(module, method)
+    flags = [name for name in TRAIN_FLAGS if name in signature.parameters and name not in kwargs]
+    if not flags:
+        return dict(kwargs)
+    taken = signature.bind_partial(*args).arguments
+    return {**{name: TRAIN_FLAGS[name] == train for name in flags if name not in taken}, **kwargs}
+
+
+def _as_stored(new: Array, old: Array) -> Array:
+    """Keeps the dtype in which a collection is stored: BatchNorm returns float64 under x64."""
+    return new.astype(old.dtype)
+
+
+@contextmanager
+def _explained_rng_error(module: nn.Module, train: bool) -> Iterator[None]:
+    from flax.errors import InvalidRngError
+
+    try:
+        yield
+    except InvalidRngError as error:
+        if train:
+            raise
+        flags = ", ".join(TRAIN_FLAGS)
+        raise ModelError(
+            f"the model draws random numbers in evaluation ({error})",
+            where=f"{type(module).__name__}.__call__",
+            fix=f"give it one of the arguments {flags} and pass it on to nn.Dropout",
+        ) from error
+
+
+@contextmanager
+def _row_mask(mask: Array | None) -> Iterator[None]:
+    """Hands the row mask to every `nn.BatchNorm` that forms batch statistics."""
+    if mask is None:
+        yield
+        return
+    rows = mask.shape[0]
+
+    def hand_over(
+        following: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> Any:
+        module = context.module
+        if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
+            return following(*args, **kwargs)
+        signature = inspect.signature(nn.BatchNorm.__call__)
+        given = signature.bind_partial(module, *args, **kwargs).arguments
+        frozen = given.get("use_running_average", None)
+        if (module.use_running_average if frozen is None else frozen) or "mask" in given:
+            return following(*args, **kwargs)
+        x = given["x"]
+        if x.shape[0] != rows:
+            raise ModelError(
+                f"BatchNorm sees {x.shape[0]} rows, the row mask of the batch has {rows}",
+                where="/".join(module.path),
+                fix="normalise before rows are reshaped, pass mask= to nn.BatchNorm yourself, or "
+                "make every batch full (drop_remainder=True)",
+            )
+        row_mask = jnp.reshape(mask, (rows,) + (1,) * (x.ndim - 1))
+        return following(*args, **kwargs, mask=row_mask)
+
+    with nn.intercept_methods(hand_over):
+        yield

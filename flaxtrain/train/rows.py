@@ -1,0 +1,47 @@
+"""Rows that don't count: padding, and examples that the batch itself masks or weighs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flaxtrain.errors import BatchError
+from flaxtrain.data.inputs import example_weights
+from flaxtrain.typing import Array, Batch
+
+__all__ = ["row_weights"]
+
+
+def row_weights(batch: Batch, mask: Array | None) -> tuple[Batch, Array | None, Array | None]:
+    """Joins the padding mask with the batch's own `mask` and `weight` entries.
+
+    Args:
+        batch: the batch; every leaf `[rows, ...]`.
+        mask: bool `[rows]`, False for padding; None for a full batch.
+
+    Returns:
+        The batch, with zeros in place of rows that don't count (a NaN there would reach the
+        gradient even at weight 0, and an id out of range likewise); the bool mask of rows that
+        count; the float weight of each row. Both are None when every row counts once.
+    """
+    rows = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
+    if len(rows) != 1 or None in rows:
+        raise BatchError(
+            f"the leaves of the batch have leading axes {sorted(map(str, rows))}",
+            where="batch",
+            fix="give every leaf the same leading batch axis",
+        )
+    weight = example_weights(batch)
+    if mask is None and weight is None:
+        return batch, None, None
+    if weight is None:
+        weight = jnp.asarray(mask, jnp.float32)
+    elif mask is not None:
+        weight = jnp.where(mask, weight, 0)
+    counts = weight != 0
+    return jax.tree.map(lambda leaf: _kept(leaf, counts), batch), counts, weight
+
+
+def _kept(leaf: Array, counts: Array) -> Array:
+    selector = counts.reshape(counts.shape + (1,) * (leaf.ndim - 1))
+    return jnp.where(selector, leaf, jnp.zeros((), leaf.dtype))

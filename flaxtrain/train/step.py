@@ -1,0 +1,201 @@
+"""One training step, and one evaluation step: pure functions, to be compiled by their caller.
+
+    batch -> rows that count -> forward -> weighted loss -> gradient of the trainable part
+          -> finite? -> accept: clip, precondition, decay, learning rate, apply
+                        reject: keep everything
+          -> counters, metrics
+
+A step is accepted or rejected whole. Metrics see the gradients, the updates and the old state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxtrain.metrics import Mean, Terms
+from flaxtrain.metrics.monoid import empty_like
+from flaxtrain.train.contract import LossOutput, call_loss
+from flaxtrain.data.inputs import model_inputs
+from flaxtrain.train.model import call_arguments
+from flaxtrain.train.recipe import Recipe
+from flaxtrain.train.rows import row_weights
+from flaxtrain.train.state import Counters, TrainState
+from flaxtrain.tree import all_finite, global_norm, graft
+from flaxtrain.typing import Array, Batch, Params, Updates
+
+__all__ = ["eval_step", "predict_step", "train_step"]
+
+Metrics = dict[str, Any]
+
+
+def train_step(
+    recipe: Recipe,
+    state: TrainState,
+    batch: Batch,
+    mask: Array | None = None,
+    *,
+    norms: bool | Array = True,
+) -> tuple[TrainState, Metrics]:
+    """Makes one training step. Pure: compile it with `recipe` static and `state` donated.
+
+    Args:
+        recipe: what does not change in the run.
+        state: the state before.
+        batch: every leaf `[rows, ...]`.
+        mask: bool `[rows]`, False for padding rows at the end; None for a full batch.
+        norms: whether to form the norms of updates and parameters and to report the learning
+            rate; may be a traced bool scalar, and then costs nothing in the other steps.
+
+    Returns:
+        The state after, and the metrics by name, each with its weight (all weights are 0 in a
+        rejected step): `loss`, those of the loss function, `grad_norm` (before clipping),
+        `update_norm`, `param_norm`, `learning_rate`.
+
+    Example:
+        >>> import flax.linen as nn, numpy as np
+        >>> from flaxtrain import OptSpec, make_recipe
+        >>> batch = {"x": np.ones((8, 3), "float32"), "label": np.zeros(8, "int32")}
+        >>> recipe = make_recipe(nn.Dense(2), OptSpec("sgd", learning_rate=0.1), batch)
+        >>> step = jax.jit(train_step, static_argnums=0, donate_argnums=1)
+        >>> state = recipe.init(seed=0)
+        >>> for _ in range(3):
+        ...     state, metrics = step(recipe, state, batch)
+        >>> int(state.step), float(metrics["accuracy"].compute())
+        (3, 1.0)
+    """
+    batch, counts, weight = row_weights(batch, mask)
+    grads, output, collections = _gradient(recipe, state, batch, counts, weight)
+    grads = state.loss_scale.unscale(grads)
+    grad_norm = global_norm(grads)
+    finite = jnp.isfinite(output.loss.compute()) & jnp.isfinite(grad_norm) & all_finite(collections)
+    something = _total_weight(output.loss) > 0
+    accept = finite & something & (state.counters.halted == 0)
+    state, step_metrics = _update(state, grads, grad_norm, collections, accept, norms)
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    examples = jnp.asarray(rows, jnp.int32) if counts is None else jnp.sum(counts, dtype=jnp.int32)
+    state = state.replace(
+        loss_scale=state.loss_scale.adjust(finite),
+        counters=_count(state.counters, examples, accept, finite | ~something, recipe.spec.nonfinite),
+    )
+    metrics = {**output.metrics, "grad_norm": Mean(grad_norm, jnp.ones((), grad_norm.dtype))}
+    return state, {**_if_accepted(metrics, accept), **step_metrics}
+
+
+def _gradient(
+    recipe: Recipe, state: TrainState, batch: Batch, counts: Array | None, weight: Array | None
+) -> tuple[Updates, LossOutput, Any]:
+    """Differentiates the scaled loss with respect to the trainable parameters only."""
+    trainable, frozen = state.split_params()
+
+    def objective(trainable: Params) -> tuple[Array, tuple[LossOutput, Any]]:
+        params = graft(trainable, frozen) if frozen else trainable
+        model = recipe.bind(state, params, train=True, mask=counts, weight=weight)
+        output = call_loss(recipe.loss_fn, model, batch)
+        return state.loss_scale.scale(output.loss.compute()), (output, model.collections)
+
+    grads, (output, collections) = jax.grad(objective, has_aux=True)(trainable)
+    return grads, output, collections
+
+
+def _update(
+    state: TrainState,
+    grads: Updates,
+    grad_norm: Array,
+    collections: Any,
+    accept: Array,
+    norms: bool | Array,
+) -> tuple[TrainState, Metrics]:
+    """Accepts or rejects the step as a whole, in one conditional: a select would copy the state."""
+
+    def reject(operands: tuple[TrainState, Updates, Any]) -> tuple[TrainState, Metrics]:
+        return operands[0], {name: Mean.empty() for name in names}
+
+    def accept_it(operands: tuple[TrainState, Updates, Any], report: bool) -> tuple[TrainState, Metrics]:
+        old, grads, collections = operands
+        new, updates = old.updated(grads, grad_norm=grad_norm)
+        new = new.replace(collections=collections)
+        if not report:
+            return new, {name: Mean.empty() for name in names}
+        values = {
+            "update_norm": global_norm(updates),
+            "param_norm": global_norm(old.split_params()[0]),
+            **_learning_rates(new),
+        }
+        return new, {name: Mean(_f32(value), jnp.ones((), jnp.float32)) for name, value in values.items()}
+
+    names = ("update_norm", "param_norm", *_learning_rates(state))
+    branches = [reject, lambda o: accept_it(o, False), lambda o: accept_it(o, True)]
+    index = jnp.where(accept, 1 + jnp.asarray(norms, jnp.int32), 0)
+    return jax.lax.switch(index, branches, (state, grads, collections))
+
+
+def _learning_rates(state: TrainState) -> dict[str, Array]:
+    """Returns the known learning rates; one group alone needs no name."""
+    known = {group: rate for group, rate in state.learning_rates.items() if rate is not None}
+    if len(known) == 1:
+        return {"learning_rate": next(iter(known.values()))}
+    return {f"learning_rate/{group}": rate for group, rate in known.items()}
+
+
+def _f32(value: Array) -> Array:
+    return jnp.asarray(value, jnp.float32)
+
+
+def _total_weight(loss: Terms) -> Array:
+    return jnp.max(jnp.stack([jnp.asarray(term.weight, jnp.float32) for term in loss.terms]))
+
+
+def _if_accepted(metrics: Metrics, accept: Array) -> Metrics:
+    """Empties the metrics of a rejected step, so that a NaN does not spoil the whole window."""
+
+    def keep(metric: Any) -> Any:
+        empty = empty_like(metric)
+        return jax.tree.map(lambda value, zero: jnp.where(accept, value, zero), metric, empty)
+
+    return {name: keep(metric) for name, metric in metrics.items()}
+
+
+def _count(
+    counters: Counters, examples: Array, accept: Array, good: Array, nonfinite: str
+) -> Counters:
+    running = counters.halted == 0
+    bad = running & ~good
+    most = jnp.iinfo(jnp.int32).max
+    seen = jnp.where(accept, examples, 0)
+    return Counters(
+        batches=counters.batches + running,
+        examples=jnp.where(counters.examples > most - seen, most, counters.examples + seen),
+        skipped=counters.skipped + bad,
+        consecutive_skipped=jnp.where(accept, 0, counters.consecutive_skipped + bad),
+        halted=counters.halted | (bad & (nonfinite == "raise")),
+    )
+
+
+def eval_step(
+    recipe: Recipe, state: TrainState, batch: Batch, mask: Array | None = None
+) -> Metrics:
+    """Returns the loss and metrics of one batch in evaluation mode; nothing changes.
+
+    Args:
+        recipe: what does not change in the run.
+        state: the state to evaluate.
+        batch: every leaf `[rows, ...]`.
+        mask: bool `[rows]`, False for padding rows; None for a full batch.
+    """
+    batch, counts, weight = row_weights(batch, mask)
+    model = recipe.bind(state, state.params, train=False, mask=counts, weight=weight)
+    return call_loss(recipe.loss_fn, model, batch).metrics
+
+
+def predict_step(recipe: Recipe, state: TrainState, batch: Batch) -> Any:
+    """Returns the model's output for one batch in evaluation mode.
+
+    Raises:
+        LossError: it is not clear what part of the batch the model takes.
+    """
+    args, kwargs = model_inputs(batch, call_arguments(recipe.module))
+    model = recipe.bind(state, state.params, train=False)
+    return model(*args, **kwargs)

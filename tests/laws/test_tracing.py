@@ -1,0 +1,152 @@
+"""Laws about jax's transformations: jit, vmap, recompilation, shared traces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flaxtrain import optim
+from flaxtrain.typing import Array
+from tests import gradients
+from tests.cases import CASES, Case
+from tests.runs import at, deviation, differing_leaves
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+RATES = (1e-3, 1e-2, 0.3)
+
+
+def recorded(steps: int) -> tuple[Any, Any]:
+    return (
+        gradients.cast(gradients.params(), jnp.float32),
+        gradients.cast(gradients.gradients(steps), jnp.float32),
+    )
+
+
+def roundings(case: Case) -> float:
+    """Returns how far two programs of the same formulas may be apart.
+
+    Fused arithmetic keeps products unrounded: a few float32 roundings (6e-8). Where something is
+    stored in bfloat16, one such rounding can flip a last place (8e-3).
+    """
+    return 8e-3 if "bfloat16" in case.name else 1e-6
+
+
+def small() -> tuple[Any, Any]:
+    params, grads = recorded(2)
+    return (
+        {"w": tree["w"], "rest": {"wave": tree["rest"]["wave"]}} for tree in (params, grads)
+    )
+
+
+@each_case
+def test_jit_and_eager_agree_and_the_second_call_does_not_compile(case: Case) -> None:
+    tx = case.ours()
+    params, grads = small()
+    update = jax.jit(tx.update)
+    state = tx.init(params)
+    for index in range(2):
+        compiled = update(at(grads, index), state, params)
+        eager = tx.update(at(grads, index), state, params)
+        assert deviation(compiled, eager) <= roundings(case)
+        state = compiled[1]
+    assert update._cache_size() == 1
+
+
+@each_case
+def test_vmap_over_learning_rates_equals_a_loop(case: Case) -> None:
+    params, grads = small()
+
+    def first(learning_rate: Any) -> Any:
+        tx = case.ours(learning_rate)
+        return tx.update(at(grads, 0), tx.init(params), params)[0]
+
+    together = jax.vmap(first)(jnp.asarray(RATES, jnp.float32))
+    for index, rate in enumerate(RATES):
+        assert deviation(at(together, index), first(jnp.float32(rate))) <= roundings(case)
+    assert differing_leaves(at(together, 0), at(together, 1))
+
+
+@optim.rule
+class Counting(optim.Trace):
+    """A trace that writes down every time its Python code runs."""
+
+    log: Any = None
+
+    def update(
+        self, grad: Array, slots: optim.TraceSlots, param: Array | None, scalars: None
+    ) -> tuple[Array, optim.TraceSlots]:
+        LOG.append(grad.shape)
+        return super().update(grad, slots, param, scalars)
+
+
+LOG: list[tuple[int, ...]] = []
+
+
+def test_leaves_of_equal_shape_share_one_trace_under_jit_and_none_in_eager_mode() -> None:
+    tx = optim.per_leaf(Counting(0.625), state=optim.TraceState)
+    shapes = [(3, 5)] * 12 + [(5,)] * 7 + [()]
+    params = {f"p{i}": jnp.ones(shape) for i, shape in enumerate(shapes)}
+    state = tx.init(params)
+
+    LOG.clear()
+    jax.jit(tx.update).lower(params, state)
+    assert sorted(LOG) == [(), (3, 5), (5,)]
+
+    LOG.clear()
+    tx.update(params, state)
+    assert len(LOG) == len(shapes)
+
+
+def test_another_value_of_a_static_field_is_another_trace_and_an_equal_one_is_not() -> None:
+    def lower(decay: Any) -> int:
+        LOG.clear()
+        tx = optim.per_leaf(Counting(decay), state=optim.TraceState)
+        params = {"a": jnp.ones((2, 7))}
+        jax.jit(tx.update).lower(params, tx.init(params))
+        return len(LOG)
+
+    assert [lower(0.25), lower(0.25), lower(0.5)] == [1, 0, 1]
+    assert [lower(jnp.float32(0.25)), lower(jnp.float32(0.5))] == [1, 0]
+
+
+def test_an_edited_array_hyperparameter_does_not_recompile_and_keeps_the_bits() -> None:
+    """`DecayRate` carries 1 - b from float64: bit for bit the program with constants."""
+    params, grads = recorded(20)
+
+    @jax.jit
+    def step(rule: optim.Adam, t: Array, grad: Any, slots: Any) -> Any:
+        return optim.update_slots(rule, t, grad, slots)
+
+    def updates(b1: Any, b2: Any) -> list[Any]:
+        rule = optim.Adam(b1, b2)
+        slots, record = optim.init_slots(rule, params), []
+        for index in range(20):
+            grad = at(grads, index)
+            update, slots = step(rule, jnp.int32(index + 1), grad, slots)
+            record.append(update)
+        return record
+
+    constant = updates(0.9, 0.999)
+    edited = updates(optim.DecayRate.of(0.9), optim.DecayRate.of(0.999))
+    assert differing_leaves(edited, constant) == []
+    before = step._cache_size()
+    other = updates(optim.DecayRate.of(0.8), optim.DecayRate.of(0.99))
+    assert step._cache_size() == before
+    assert differing_leaves(other, constant)
+    # The naive array: 1 - float32(0.999) is off by 1e-5.
+    naive = updates(jnp.float32(0.9), jnp.float32(0.999))
+    assert deviation(naive, constant) > 2e-6
+
+
+def test_no_state_or_update_is_weakly_typed() -> None:
+    params, grads = recorded(2)
+    for case in CASES:
+        tx = case.ours()
+        carry = jax.eval_shape(lambda p, tx=tx: tx.init(p), params)
+        after = jax.eval_shape(tx.update, at(grads, 0), carry, params)[1]
+        weak = [x.weak_type for x in jax.tree.leaves((carry, after))]
+        assert not any(weak), case.name

@@ -1,0 +1,106 @@
+"""Running an optimizer over recorded gradients, and measuring how far two runs are apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxtrain.optim import apply_updates
+
+
+def run(tx: Any, params: Any, grads: Any) -> tuple[Any, Any, Any]:
+    """Applies all gradients in one scan; returns parameters, state and all updates."""
+
+    @jax.jit
+    def scanned(params: Any, grads: Any) -> Any:
+        def step(carry: Any, grad: Any) -> Any:
+            params, state = carry
+            updates, state = tx.update(grad, state, params)
+            return (apply_updates(params, updates), state), updates
+
+        return jax.lax.scan(step, (params, tx.init(params)), grads)
+
+    (params, state), updates = scanned(params, grads)
+    return params, state, updates
+
+
+def walk(tx: Any, params: Any, grads: Any, *, jit: bool) -> tuple[Any, Any, list[Any]]:
+    """Applies the gradients one call at a time."""
+    update = jax.jit(tx.update) if jit else tx.update
+    state, record = tx.init(params), []
+    for index in range(len(jax.tree.leaves(grads)[0])):
+        updates, state = update(at(grads, index), state, params)
+        params = apply_updates(params, updates)
+        record.append(updates)
+    return params, state, record
+
+
+def at(grads: Any, index: int) -> Any:
+    """Returns the gradients of one step."""
+    return jax.tree.map(lambda leaf: leaf[index], grads)
+
+
+def deviation(ours: Any, reference: Any) -> float:
+    """Returns the largest over leaves of `max|a - b| / max|b|`."""
+    found = [0.0]
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        a, b = _exact(a), _exact(b)
+        assert a.shape == b.shape
+        gap, size = np.max(np.abs(a - b), initial=0.0), np.max(np.abs(b), initial=0.0)
+        assert np.isfinite(gap), "an infinity or NaN hides every deviation"
+        found.append(float(gap / size) if size else float(gap > 0))
+    return max(found)
+
+
+def ulps(ours: Any, reference: Any) -> float:
+    """Returns the largest over bfloat16 leaves of `max|a - b|` in last places of `max|b|`."""
+    found = [0.0]
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        if b.dtype != jnp.bfloat16:
+            continue
+        size = np.max(np.abs(_exact(b)), initial=0.0)
+        if size == 0:
+            continue
+        unit = 2.0 ** np.floor(np.log2(size)) * float(jnp.finfo(b.dtype).eps)
+        found.append(float(np.max(np.abs(_exact(a) - _exact(b))) / unit))
+    return max(found)
+
+
+def differing_leaves(ours: Any, reference: Any) -> list[str]:
+    """Returns the paths of leaves that differ in shape, dtype or any bit."""
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(reference), strict=True
+    )
+    return [
+        jax.tree_util.keystr(path)
+        for (path, a), b in pairs
+        if a.dtype != b.dtype or np.asarray(a).tobytes() != np.asarray(b).tobytes()
+    ]
+
+
+def layout(tree: Any) -> list[tuple[str, tuple[int, ...], str]]:
+    """Returns path (with field names), shape and dtype of every leaf."""
+    return [
+        (jax.tree_util.keystr(path), leaf.shape, leaf.dtype.name)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def nodes(tree: Any) -> Any:
+    """Returns the structure with classes by name and fields, so that two libraries compare."""
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree).__name__, {n: nodes(getattr(tree, n)) for n in tree._fields}
+    if isinstance(tree, (tuple, list)):
+        return type(tree).__name__, [nodes(item) for item in tree]
+    if isinstance(tree, dict):
+        return type(tree).__name__, {key: nodes(value) for key, value in tree.items()}
+    return None if tree is None else (tree.shape, tree.dtype.name)
+
+
+def _exact(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    wide = np.complex128 if np.iscomplexobj(array) else np.float64
+    return array.astype(wide)
