@@ -3,8 +3,8 @@
 - `JAX_PLATFORMS=cpu`: numbers are judged on one backend.
 - `NPROC=2`: the size of XLA's thread pool, which decides how reductions are split; bitwise
   comparisons are between runs with the same value. Both can be overridden from outside.
-- No persistent compilation cache: tests count compilations, and executables loaded from a cache
-  would hide one.
+- A compilation cache that lives as long as the session: many tests train the same small models.
+  Compilations are counted where functions are traced, which the cache does not change.
 - A rank promotion is an error: `[batch] - [batch, 1]` is a bug that runs.
 - jaxtyping and beartype, where installed, check every annotation of flaxtrain on every call.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,10 @@ os.environ.setdefault("NPROC", "2")
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_CACHE = tempfile.TemporaryDirectory(prefix="flaxtrain-tests-", ignore_cleanup_errors=True)
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 CHECKS_TYPES = all(importlib.util.find_spec(name) for name in ("jaxtyping", "beartype"))
 if CHECKS_TYPES:

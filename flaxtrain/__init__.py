@@ -13,6 +13,7 @@ Example:
 from flaxtrain import (
     checkpoint,
     data,
+    errors,
     losses,
     metrics,
     monitor,
@@ -20,6 +21,13 @@ from flaxtrain import (
     params,
     precision,
     schedules,
+)
+from flaxtrain.cli import (
+    Task,
+    fit_arguments,
+    register_task,
+    spec_from_config,
+    trainer_from_config,
 )
 from flaxtrain.errors import FlaxtrainError
 from flaxtrain.loop import (
@@ -59,13 +67,16 @@ __all__ = [
     "Plan",
     "Recipe",
     "SaveEvery",
+    "Task",
     "TensorBoard",
     "TrainState",
     "Trainer",
     "__version__",
     "checkpoint",
     "data",
+    "errors",
     "eval_step",
+    "fit_arguments",
     "losses",
     "make_recipe",
     "metrics",
@@ -74,6 +85,9 @@ __all__ = [
     "params",
     "precision",
     "predict_step",
+    "register_task",
     "schedules",
+    "spec_from_config",
     "train_step",
+    "trainer_from_config",
 ]

@@ -51,9 +51,13 @@ def check_number(
     """
     if not is_concrete(value):
         return
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.ndarray, np.generic, jax.Array)):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (numbers.Real, np.ndarray, np.generic, jax.Array)
+    ):
         raise ArgumentTypeError(
-            f"{name}={value!r} is a {type(value).__name__}, not a number", where=where, fix=f"pass a number for {name}"
+            f"{name}={value!r} is a {type(value).__name__}, not a number",
+            where=where,
+            fix=f"pass a number for {name}",
         )
     array = np.asarray(value)
     if array.ndim or array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
@@ -67,11 +71,15 @@ def check_number(
         low = "(" if minimum in exclude or minimum == -math.inf else "["
         high = ")" if maximum in exclude or maximum == math.inf else "]"
         raise ArgumentError(
-            f"{name}={value} is out of range", where=where, fix=f"pass a finite number in {low}{minimum:g}, {maximum:g}{high}"
+            f"{name}={value} is out of range",
+            where=where,
+            fix=f"pass a finite number in {low}{minimum:g}, {maximum:g}{high}",
         )
 
 
-def check_integer(name: str, value: Any, *, minimum: int | None = None, where: str | None = None) -> None:
+def check_integer(
+    name: str, value: Any, *, minimum: int | None = None, where: str | None = None
+) -> None:
     """Refuses anything but an integer `>= minimum`; tracers pass.
 
     Raises:
@@ -84,10 +92,18 @@ def check_integer(name: str, value: Any, *, minimum: int | None = None, where: s
     if not is_concrete(value):
         return
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        integral = isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0 and value.dtype.kind in "iu"
+        integral = (
+            isinstance(value, (np.ndarray, jax.Array))
+            and value.ndim == 0
+            and value.dtype.kind in "iu"
+        )
         if not integral:
             raise ArgumentTypeError(
-                f"{name}={value!r} is a {type(value).__name__}, not an integer", where=where, fix=f"pass an integer for {name}"
+                f"{name}={value!r} is a {type(value).__name__}, not an integer",
+                where=where,
+                fix=f"pass an integer for {name}",
             )
     if minimum is not None and int(value) < minimum:
-        raise ArgumentError(f"{name}={value} is too small", where=where, fix=f"pass an integer >= {minimum}")
+        raise ArgumentError(
+            f"{name}={value} is too small", where=where, fix=f"pass an integer >= {minimum}"
+        )

@@ -124,14 +124,23 @@ class CheckpointError(FlaxtrainError, ValueError):
 def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     """Returns the known names closest to `name`, best first, at most `count`.
 
+    Names that begin with `name` come first: `cosine` means `cosine_decay_schedule`.
+
     Example:
         >>> nearest("adamm", ["sgd", "adam", "adamw"])
         ['adam']
+        >>> nearest("cosine", ["constant_schedule", "cosine_decay_schedule"])
+        ['cosine_decay_schedule']
     """
-    return difflib.get_close_matches(name, sorted(known), n=count, cutoff=0.5)
+    names = sorted(known)
+    begun = [candidate for candidate in names if len(name) > 2 and candidate.startswith(name)]
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    return list(dict.fromkeys(begun + close))[:count]
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | None = None) -> UnknownNameError:
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], *, where: str | None = None
+) -> UnknownNameError:
     """Builds (does not raise) the error for an unknown name, with the nearest valid one.
 
     Example:
@@ -142,5 +151,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | Non
     guess = nearest(name, names)
     hint = f"did you mean {guess[0]!r}? " if guess else ""
     return UnknownNameError(
-        f"unknown {kind} {name!r}", where=where, fix=f"{hint}Known: {', '.join(names) or '(none)'}"
+        f"unknown {kind} {name!r}",
+        where=where,
+        fix=f"{hint}Known: {', '.join(names) or '(none)'}",
     )

@@ -72,4 +72,3 @@ Key: TypeAlias = jax.Array
 
 Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]
 """Maps the number of updates already applied to a value."""
-

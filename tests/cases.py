@@ -1,11 +1,11 @@
-"""One row per optimizer and transformation: the table that every law and parity test runs over.
+"""One row per optimizer and transformation: all laws and parity tests run over this table.
 
-A row builds an optimizer from a library, ours or optax: `build(lib, learning_rate)`. So the same
-line is run with both, and a new optimizer gets all tests by adding a row. A transformation that is
-no optimizer by itself is chained with one.
+A row builds an optimizer from a library, ours or optax: `build(lib, learning_rate)`. So the
+same line is run with both, and a new optimizer gets all tests by adding a row. A
+transformation that is no optimizer by itself is chained with one.
 
-A capability that a row lacks carries the reason, and a proof: a function that fails unless optax
-or the mathematics lacks it too. Nothing is skipped by name inside a test.
+A capability that a row lacks carries the reason, and a proof: a function that fails unless
+optax or the mathematics lacks it too. Nothing is skipped by name inside a test.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from flaxtrain import optim
+from tests import gradients
 
 Builder = Callable[[ModuleType, Any], Any]
 
@@ -51,7 +52,8 @@ class Case:
         build: makes the optimizer from `flaxtrain.optim` or `optax` and a learning rate.
         learning_rate: with which the parabola converges in 1,000 steps.
         rosenbrock: with which the Rosenbrock valley converges in 20,000 steps.
-        weight_decay: the decay that is applied to the leaf `w` when the gradient is zero.
+        weight_decay: the decay of the matrix `w`.
+        decays_rest: whether the other leaves decay as well.
         needs_params: `update` fails without parameters.
         lacks: capabilities that the row does not have.
     """
@@ -61,11 +63,26 @@ class Case:
     learning_rate: float = 0.1
     rosenbrock: float = 1e-3
     weight_decay: float = 0.0
+    decays_rest: bool = False
     needs_params: bool = False
     lacks: Mapping[str, Lack] = field(default_factory=dict)
 
     def ours(self, learning_rate: Any = 1e-2) -> optim.GradientTransformation:
         return self.build(optim, learning_rate)
+
+    def recorded(self, steps: int, dtype: Any) -> tuple[Any, Any]:
+        """Returns the parameters and gradients on which both libraries are compared."""
+        has_complex = dtype != jnp.bfloat16 and "complex_parity" not in self.lacks
+        return (
+            gradients.cast(gradients.params(complex_leaf=has_complex), dtype),
+            gradients.cast(gradients.gradients(steps, complex_leaf=has_complex), dtype),
+        )
+
+    def rounding(self, float32: float) -> float:
+        """Returns a tolerance: `float32`, or where float32 parameters have slots in bfloat16,
+        one last place of those (a single other rounding can flip it)."""
+        slots = jax.tree.leaves(self.ours().init({"w": jnp.ones(1), "rest": {}}))
+        return 8e-3 if any(slot.dtype == jnp.bfloat16 for slot in slots) else float32
 
     def judge(self, learning_rate: Any = 1e-2) -> optax.GradientTransformation:
         return self.build(optax, learning_rate)
@@ -77,7 +94,7 @@ def halving(count: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
 # A prefix of every tree that the tests use: trees of parameters have the keys `w` and `rest`.
@@ -165,6 +182,7 @@ CASES: tuple[Case, ...] = (
         lambda o, lr: o.adamw(lr),
         rosenbrock=1e-2,
         weight_decay=1e-4,
+        decays_rest=True,
         needs_params=True,
     ),
     Case(
@@ -206,6 +224,7 @@ CASES: tuple[Case, ...] = (
         ),
         rosenbrock=2e-3,
         weight_decay=1e-4,
+        decays_rest=True,
         needs_params=True,
         lacks={"prints": FUNCTION},
     ),

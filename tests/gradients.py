@@ -1,8 +1,8 @@
-"""The fixed recorded sequence of gradients, and the mixed tree of parameters that they belong to.
+"""The fixed recorded gradients, and the mixed tree of parameters that they belong to.
 
-Drawn by numpy from a seed: independent of jax's version, precision and random bits. The scale of
-the gradients moves over three decades in the course of a run, so that slow averages, clipping and
-small denominators are all exercised.
+Drawn by numpy from a seed: independent of jax's version, precision and random bits. The scale
+of the gradients moves over three decades in the course of a run, so that slow averages,
+clipping and small denominators are all exercised.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
+"""Name of the manifest in the directory of a checkpoint."""
+
 _FORMAT, _SCHEMA = "flaxtrain checkpoint", 1
 # About 300,000 leaves; a damaged or hostile file must not fill the memory.
 _MAX_BYTES = 64 * 2**20

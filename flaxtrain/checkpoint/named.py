@@ -7,7 +7,7 @@ are no part of it: they come from the tree that the names are put back into.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -67,7 +67,8 @@ def from_named(named: Any, like: PyTree) -> PyTree:
     """
     entries, structure = jax.tree_util.tree_flatten_with_path(like)
     paths = [tuple(map(key_of, path)) for path, _ in entries]
-    given = {path: leaf for path, leaf in flatten(named).items() if leaf is not None}
+    table = flatten(named) if isinstance(named, Mapping) else {(): named}
+    given = {path: leaf for path, leaf in table.items() if leaf is not None}
     missing = [path_name(path) for path in paths if path not in given]
     left_over = [path_name(path) for path in given.keys() - set(paths)]
     if missing or left_over:

@@ -47,7 +47,9 @@ def checked(
     recipe: Recipe, batches: Iterator[HostBatch], where: str, first: int = 0
 ) -> Iterator[HostBatch]:
     """Passes host batches on, and refuses class labels that the model can't predict."""
-    classes = recipe.output.shape[-1] if recipe.output is not None and recipe.output.shape else 0
+    classes = (
+        recipe.output.shape[-1] if recipe.output is not None and recipe.output.shape else 0
+    )
     for index, batch in enumerate(batches, start=first):
         if classes:
             check_labels(recipe.loss_fn, batch.data, classes, where=f"{where}, batch {index}")
@@ -61,7 +63,9 @@ def predict(program: Compiled, state: TrainState, stream: Stream) -> HostTree:
 
     def collect() -> None:
         output, count = in_flight.popleft()
-        outputs.append(jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(output)))
+        outputs.append(
+            jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(output))
+        )
 
     for batch in prefetch(stream.epoch(0), place):
         in_flight.append((program(state, batch.data), batch.count))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from flaxtrain import checkpoint
 from flaxtrain.durations import parse, to_steps
-from flaxtrain.monitor import ConsoleWriter, MetricWriter, TensorBoardWriter
+from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.monitor import ConsoleWriter, MetricWriter, MultiWriter, TensorBoardWriter
 
 if TYPE_CHECKING:
     from flaxtrain.loop.run import Run
@@ -88,7 +89,9 @@ class SaveEvery(Hook):
         directory: where; default `checkpoints` in the run's workdir.
     """
 
-    def __init__(self, every: Duration | None = None, directory: str | Path | None = None) -> None:
+    def __init__(
+        self, every: Duration | None = None, directory: str | Path | None = None
+    ) -> None:
         if every is not None:
             parse(every)
         self._every, self._directory = every, directory
@@ -157,8 +160,13 @@ class TensorBoard(Hook):
         directory = Path(self._directory or run.require_workdir("TensorBoard()"))
         purge = run.first_step + 1 if run.first_step else None
         for name in ("train", "val"):
-            self._writers[name] = TensorBoardWriter(directory / name, purge_step=purge)
-        texts = {"parameters": run.overview().markdown(), "spec": f"```json\n{run.spec_text()}\n```"}
+            # A full disk stops the curves, not the training: MultiWriter warns once and counts.
+            writer = TensorBoardWriter(directory / name, purge_step=purge)
+            self._writers[name] = MultiWriter([writer])
+        texts = {
+            "parameters": run.overview().markdown(),
+            "spec": f"```json\n{run.spec_text()}\n```",
+        }
         self._writers["train"].write_texts(run.first_step, texts)
 
     def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
@@ -178,13 +186,9 @@ class TensorBoard(Hook):
 
 def check_hooks(hooks: Any) -> tuple[Hook, ...]:
     """Refuses anything in `hooks` that is not a `Hook`."""
-    from flaxtrain.errors import ArgumentTypeError
-
     for index, hook in enumerate(hooks):
         if not isinstance(hook, Hook):
             raise ArgumentTypeError(
                 f"{hook!r} is not a Hook", where=f"hooks[{index}]", fix="derive it from ft.Hook"
             )
     return tuple(hooks)
-
-

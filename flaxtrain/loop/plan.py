@@ -44,7 +44,9 @@ class Plan:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, stream: Stream, horizon: Horizon, notes: tuple[str, ...]) -> Plan:
+    def of(
+        cls, recipe: Recipe, stream: Stream, horizon: Horizon, notes: tuple[str, ...]
+    ) -> Plan:
         """Makes the plan of a recipe on a data stream, by abstract evaluation only."""
         state = jax.eval_shape(recipe.init)
         kinds = {
@@ -62,7 +64,9 @@ class Plan:
             spec=spec_text(recipe.spec),
             learning_rate=_learning_rates(recipe, horizon),
             batch={
-                jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+                jax.tree_util.keystr(
+                    path, simple=True, separator="/"
+                ): f"{leaf.dtype}{list(leaf.shape)}"
                 for path, leaf in leaves
             },
             notes=notes + _warnings(recipe, stream),
@@ -79,7 +83,8 @@ class Plan:
             f"steps          {'unknown' if total is None else total}"
             f" ({'unknown' if length is None else length} per epoch)",
             f"learning rate  {rates or 'set in the optimizer object'}",
-            "state          " + ", ".join(f"{k} {_readable(v)}" for k, v in self.memory.items()),
+            "state          "
+            + ", ".join(f"{k} {_readable(v)}" for k, v in self.memory.items()),
             "spec           " + self.spec.replace("\n", "\n" + " " * 15),
             *(f"note           {note}" for note in self.notes),
         ]
@@ -101,7 +106,11 @@ def spec_text(spec: OptSpec) -> str:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree) if _plain(leaf))
+    return sum(
+        leaf.size * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+        if _plain(leaf)
+    )
 
 
 def _plain(leaf: Any) -> bool:
@@ -134,5 +143,7 @@ def _learning_rates(recipe: Recipe, horizon: Horizon) -> dict[int, float]:
 def _warnings(recipe: Recipe, stream: Stream) -> tuple[str, ...]:
     found = []
     if recipe.padding_problem is not None and stream.may_be_padded:
-        found.append(f"a batch with fewer rows would be refused: {recipe.padding_problem.found}")
+        found.append(
+            f"a batch with fewer rows would be refused: {recipe.padding_problem.found}"
+        )
     return tuple(found)

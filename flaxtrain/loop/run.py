@@ -18,12 +18,13 @@ from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.plan import spec_data, spec_text
 from flaxtrain.loop.result import FitResult, History
+from flaxtrain.loop.resume import CHECKPOINTS
 from flaxtrain.loop.window import IN_FLIGHT, Report, TrainProgram
 from flaxtrain.monitor import Throughput
 from flaxtrain.parallel import place
 from flaxtrain.params import Table, overview
 from flaxtrain.train import Recipe, TrainState
-from flaxtrain.typing import Array
+from flaxtrain.typing import Array, ArrayLike
 
 __all__ = ["Run"]
 
@@ -115,14 +116,16 @@ class Run:
         """
         if self.workdir is None:
             raise StateError(
-                f"{wanted_by} needs a directory", where="Trainer", fix="pass workdir= to the Trainer"
+                f"{wanted_by} needs a directory",
+                where="Trainer",
+                fix="pass workdir= to the Trainer",
             )
         return self.workdir
 
     @property
     def checkpoint_directory(self) -> Path:
         """Where checkpoints of this run go."""
-        return self.require_workdir("SaveEvery()") / "checkpoints"
+        return self.require_workdir("SaveEvery()") / CHECKPOINTS
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """What a checkpoint says beside the state, as JSON values."""
@@ -135,7 +138,9 @@ class Run:
 
     def overview(self) -> Table:
         """Returns the table of parameters."""
-        return overview(self.recipe.facts, decay=self.recipe.decay, trainable=self.recipe.trainable)
+        return overview(
+            self.recipe.facts, decay=self.recipe.decay, trainable=self.recipe.trainable
+        )
 
     def spec_text(self) -> str:
         """Returns the resolved spec as text."""
@@ -168,7 +173,9 @@ class Run:
         finally:
             for hook in started:
                 hook.on_end(self)
-        best = min(self.history.val, key=lambda row: row.get("loss", float("inf")), default=None)
+        best = min(
+            self.history.val, key=lambda row: row.get("loss", float("inf")), default=None
+        )
         timings = self._timings(time.monotonic() - began)
         return FitResult(self.state, self.history, best, timings, self._reason or "finished")
 
@@ -196,7 +203,7 @@ class Run:
                 break
         self._close_window()
 
-    def _step(self, batch: Any) -> None:
+    def _step(self, batch: HostBatch) -> None:
         mask = self._mask(batch)
         if self._window is None:
             self._window = self._program.empty_window(self.state, batch.data, mask)
@@ -211,7 +218,7 @@ class Run:
             self._close_window()
         self._deliver()
 
-    def _mask(self, batch: Any) -> Array | None:
+    def _mask(self, batch: HostBatch) -> ArrayLike | None:
         """Returns the row mask; None when no batch has padding or padding is refused."""
         if self.recipe.padding_problem is None and self.stream.may_be_padded:
             return batch.mask

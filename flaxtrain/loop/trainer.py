@@ -8,16 +8,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flaxtrain import checkpoint
 from flaxtrain.checks import check_integer
 from flaxtrain.data import Stream, as_stream
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, CheckpointError, StateError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, StateError
 from flaxtrain.loop.evaluation import evaluate, predict
 from flaxtrain.loop.hooks import Console, Evaluate, Hook, SaveEvery, TensorBoard, check_hooks
 from flaxtrain.loop.interrupt import DeferredInterrupt
-from flaxtrain.loop.plan import Plan, spec_data
+from flaxtrain.loop.length import check_length, horizon_of, surely_ragged
+from flaxtrain.loop.plan import Plan
 from flaxtrain.loop.result import FitResult
+from flaxtrain.loop.resume import initial_or_resumed
 from flaxtrain.loop.run import Run
 from flaxtrain.loop.window import EvalProgram, TrainProgram
 from flaxtrain.parallel import Compiled, compiled
@@ -33,8 +34,6 @@ from flaxtrain.train import (
 from flaxtrain.typing import HostTree
 
 __all__ = ["Trainer"]
-
-DEFAULT_BATCH_SIZE = 128
 
 
 class Trainer:
@@ -88,7 +87,9 @@ class Trainer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(
-                f"{model!r} is not a Linen module", where="Trainer(model)", fix="pass an instance of flax.linen.Module"
+                f"{model!r} is not a Linen module",
+                where="Trainer(model)",
+                fix="pass an instance of flax.linen.Module",
             )
         if not isinstance(opt_spec, OptSpec):
             raise ArgumentTypeError(
@@ -147,16 +148,16 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C; `state` is the one after the last step.
         """
         stream, notes = self._stream(ds, batch_size, shuffle=True)
-        self._check_length(steps, epochs)
+        check_length(steps, epochs)
         if steps is None and epochs is None:
             epochs = 1
             notes.append("neither steps= nor epochs= was given: one epoch")
         fresh = self.state is None
-        horizon = self._horizon(stream, steps, epochs)
+        horizon = horizon_of(stream, steps, epochs)
         recipe = self._build(stream, horizon)
         notes += self._inferred(recipe)
         if self.state is None:
-            self.state = self._initial_or_resumed(recipe, notes)
+            self.state = initial_or_resumed(recipe, self.seed, self.workdir, notes)
         evaluation = () if eval_ds is None else (Evaluate(eval_ds, eval_every, batch_size),)
         run = Run(
             recipe=recipe,
@@ -168,7 +169,7 @@ class Trainer:
             hooks=(*self._default_hooks(), *evaluation, *self.hooks, *self._saving()),
             program=self._train_program(recipe),
             evaluate=self._evaluate,
-            position=int(jax.device_get(self.state.counters.batches)) if stream.repeats or fresh else 0,
+            position=self._position(stream, fresh),
             workdir=self.workdir,
             announcements=tuple(notes),
         )
@@ -232,37 +233,22 @@ class Trainer:
             batch_size: as for `fit`.
         """
         stream, notes = self._stream(ds, batch_size, shuffle=True)
-        self._check_length(steps, epochs)
+        check_length(steps, epochs)
         if steps is None and epochs is None:
             epochs = 1
-        horizon = self._horizon(stream, steps, epochs)
+        horizon = horizon_of(stream, steps, epochs)
         recipe = self._build(stream, horizon, keep=False)
         return Plan.of(recipe, stream, horizon, tuple(notes + self._inferred(recipe)))
 
     # What fit is made of.
 
-    def _stream(self, ds: Any, batch_size: int | None, *, shuffle: bool) -> tuple[Stream, list[str]]:
+    def _stream(
+        self, ds: Any, batch_size: int | None, *, shuffle: bool
+    ) -> tuple[Stream, list[str]]:
         stream = as_stream(ds, batch_size=batch_size, shuffle=shuffle, seed=self.seed)
         if batch_size is None and isinstance(ds, (dict, tuple)):
             return stream, [f"batch_size= was not given: {stream.rows}"]
         return stream, []
-
-    @staticmethod
-    def _check_length(steps: int | None, epochs: int | None) -> None:
-        if steps is not None and epochs is not None:
-            raise ArgumentError(
-                f"both steps={steps} and epochs={epochs} are given", where="fit", fix="give one of them"
-            )
-        for name, value in (("steps", steps), ("epochs", epochs)):
-            if value is not None:
-                check_integer(name, value, minimum=1, where="fit")
-
-    def _horizon(self, stream: Stream, steps: int | None, epochs: int | None) -> Horizon:
-        length = stream.steps_per_epoch
-        total = steps
-        if epochs is not None and length is not None:
-            total = epochs * length
-        return Horizon(total_steps=total, steps_per_epoch=length, batch_size=stream.rows)
 
     def _build(self, stream: Stream, horizon: Horizon, keep: bool = True) -> Recipe:
         if self.recipe is not None:
@@ -275,7 +261,7 @@ class Trainer:
             metrics=self.metrics,
             horizon=horizon,
         )
-        if recipe.padding_problem is not None and _surely_ragged(stream):
+        if recipe.padding_problem is not None and surely_ragged(stream):
             raise recipe.padding_problem
         if keep:
             self.recipe = recipe
@@ -287,29 +273,22 @@ class Trainer:
             return [f"loss= was not given, inferred from the targets: {loss.name}"]
         return []
 
-    def _initial_or_resumed(self, recipe: Recipe, notes: list[str]) -> TrainState:
-        state = recipe.init(self.seed)
-        found = None if self.workdir is None else checkpoint.latest(self.workdir / "checkpoints")
-        if found is None:
-            return state
-        before, now = checkpoint.read_meta(found).get("spec"), spec_data(recipe.spec)
-        if before != now:
-            raise CheckpointError(
-                "the run in the workdir was made with another optimizer spec, or with another length "
-                "where the spec has relative durations",
-                where=str(found),
-                fix="use the same spec and total, or another workdir",
-            )
-        notes.append(f"continuing the run in {self.workdir}, checkpoint {found.name}")
-        notes += checkpoint.environment_differences(found)
-        return checkpoint.restore(found, like=state)
-
     def _total(self, length: int | None, fresh: bool) -> int | None:
         """A resumed run has a total; a further fit adds to what was done."""
         if length is None or fresh:
             return length
         assert self.state is not None
         return int(jax.device_get(self.state.counters.batches)) + length
+
+    def _position(self, stream: Stream, fresh: bool) -> int:
+        """Returns how many batches of the stream the run has behind it.
+
+        A further `fit` goes on in the middle of an epoch only where epochs have a known length;
+        other data sets begin anew.
+        """
+        assert self.state is not None
+        goes_on = fresh or (stream.repeats and stream.steps_per_epoch is not None)
+        return int(jax.device_get(self.state.counters.batches)) if goes_on else 0
 
     def _default_hooks(self) -> tuple[Hook, ...]:
         console = (Console(),) if self.verbose else ()
@@ -340,11 +319,3 @@ class Trainer:
                 "there is no state yet", where=f"Trainer.{verb}", fix="call fit first"
             )
         return self.state
-
-
-def _surely_ragged(stream: Stream) -> bool:
-    """Whether it is known beforehand that a batch will need padding."""
-    length, examples = stream.steps_per_epoch, stream.examples_per_epoch
-    return bool(stream.may_be_padded and length and examples and length * stream.rows != examples)
-
-

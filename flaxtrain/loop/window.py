@@ -16,7 +16,7 @@ from flaxtrain.errors import LossError
 from flaxtrain.metrics.monoid import compute, empty_like, merge
 from flaxtrain.parallel import compiled
 from flaxtrain.train import STEP_METRICS, Recipe, TrainState, eval_step, train_step
-from flaxtrain.typing import Array, Batch
+from flaxtrain.typing import Array, ArrayLike, Batch
 
 __all__ = ["IN_FLIGHT", "EvalProgram", "Report", "Status", "TrainProgram", "as_numbers"]
 
@@ -100,20 +100,20 @@ class TrainProgram:
         self.log_every = log_every
 
         def step(
-            state: TrainState, window: Metrics, batch: Batch, mask: Array | None
+            state: TrainState, window: Metrics, batch: Batch, mask: ArrayLike | None
         ) -> tuple[TrainState, Metrics, Array]:
             due = (state.counters.batches + 1) % log_every == 0
             state, metrics = train_step(recipe, state, batch, mask, norms=due)
             return state, _merged(window, metrics), _status(state)
 
-        def first_window(state: TrainState, batch: Batch, mask: Array | None) -> Metrics:
+        def first_window(state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
             return _empty(train_step(recipe, state, batch, mask, norms=True)[1])
 
         self.step = compiled(step, donate=(0, 1))
         self.finish = compiled(_finish, donate=(0,))
         self._first_window = first_window
 
-    def empty_window(self, state: TrainState, batch: Batch, mask: Array | None) -> Metrics:
+    def empty_window(self, state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
         """Returns the empty window for batches of this shape."""
         return _zeros_of(self._first_window, state, batch, mask)
 
@@ -123,20 +123,22 @@ class EvalProgram:
 
     def __init__(self, recipe: Recipe) -> None:
         def step(
-            state: TrainState, window: Metrics, batch: Batch, mask: Array | None
+            state: TrainState, window: Metrics, batch: Batch, mask: ArrayLike | None
         ) -> tuple[Metrics, Array]:
             window = _merged(window, eval_step(recipe, state, batch, mask))
             # The window is donated to the next step; something must be left to wait for.
-            return window, jnp.sum(jnp.stack([jnp.ravel(x)[0] for x in jax.tree.leaves(window)]))
+            return window, jnp.sum(
+                jnp.stack([jnp.ravel(x)[0] for x in jax.tree.leaves(window)])
+            )
 
-        def first_window(state: TrainState, batch: Batch, mask: Array | None) -> Metrics:
+        def first_window(state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
             return _empty(eval_step(recipe, state, batch, mask))
 
         self.step = compiled(step, donate=(1,))
         self.finish = compiled(_finish, donate=(0,))
         self._first_window = first_window
 
-    def empty_window(self, state: TrainState, batch: Batch, mask: Array | None) -> Metrics:
+    def empty_window(self, state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
         """Returns the empty window for batches of this shape."""
         return _zeros_of(self._first_window, state, batch, mask)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ def as_numpy(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     """Returns the arrays as numpy arrays, fetched from the device together.
 
     Example:
-        >>> as_numpy({"x": [1, 2]})
-        {'x': array([1, 2])}
+        >>> as_numpy({"x": jax.numpy.arange(2)})
+        {'x': array([0, 1], dtype=int32)}
     """
     # Backends that operate on jax arrays compile a program per call, which takes seconds.
     fetched = jax.device_get(list(arrays.values()))
@@ -56,7 +57,7 @@ def _is_number(value: np.ndarray) -> bool:
     return value.dtype.kind in "biuf" or jax.numpy.issubdtype(value.dtype, jax.numpy.number)
 
 
-def check_step(step: int) -> int:
+def check_step(step: Any) -> int:
     """Returns the step as a Python int.
 
     Raises:

@@ -144,10 +144,10 @@ class TensorBoardWriter(NullWriter):
         for tag, text in texts.items():
             self._summary(summary.text(tag, str(text)), step)
 
-    def write_hparams(
-        self, hparams: Mapping[str, Any], metrics: Mapping[str, float] | None = None
-    ) -> None:
-        """Writes a row of the HParams table, into the sub-run `hparams/` of this run.
+    def write_hparams(self, hparams: Mapping[str, Any], metrics: Arrays | None = None) -> None:
+        """Writes the run's row of the HParams table, into the sub-run `hparams/`.
+
+        A later call, in a resumed run too, replaces the row.
 
         Args:
             hparams: nested dicts become tags such as `optimizer/learning_rate`. Values other
@@ -156,6 +156,7 @@ class TensorBoardWriter(NullWriter):
         """
         row = {path_name(path): _plain(value) for path, value in flatten(hparams).items()}
         results = as_floats(metrics or {})
+        before = list((self.logdir / "hparams").glob("events.out.tfevents.*"))
         with _Closing(_new_event_file(self.logdir / "hparams", self._clock())) as records:
             write = _writes_to(records, self._clock)
             write(event_pb2.Event(file_version="brain.Event:2"), 0)
@@ -163,6 +164,8 @@ class TensorBoardWriter(NullWriter):
                 write(event_pb2.Event(summary=part), 0)
             for tag, value in results.items():
                 write(event_pb2.Event(summary=summary.scalar(tag, value)), 0)
+        for file in before:  # TensorBoard would show the oldest row
+            file.unlink()
 
     def write_videos(self, step: int, videos: Arrays) -> None:
         """Refuses: TensorBoard shows animated images only.

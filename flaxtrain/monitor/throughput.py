@@ -39,11 +39,12 @@ class Throughput:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._depth = 0
+        self._pause_began = 0.0
         self._train = self._wait = 0.0
         self._restart()
 
     def _restart(self) -> None:
-        self._start = self._clock()
+        self._start = self._pause_began = self._clock()
         self._steps = self._examples = 0
         self._paused = self._waited = 0.0
 
@@ -81,15 +82,15 @@ class Throughput:
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Leaves the time inside out: compilation, evaluation, saving. Pauses may be nested."""
-        begin = self._clock()
+        if self._depth == 0:
+            self._pause_began = self._clock()
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
-                # A window may have begun inside: the pause before it is not its own.
-                self._paused += self._clock() - max(begin, self._start)
+                self._paused += self._clock() - self._pause_began
 
     def window(self) -> dict[str, float]:
         """Returns the rates since the last call (or since the start), and starts a new window.
@@ -97,7 +98,7 @@ class Throughput:
         Returns:
             Scalars by tag; an empty dict if no step was counted or no time has passed.
         """
-        seconds = self._clock() - self._start - self._paused
+        seconds = self._active()
         steps, examples, waited = self._steps, self._examples, self._waited
         self._train += seconds
         self._wait += waited
@@ -112,5 +113,10 @@ class Throughput:
 
     def totals(self) -> dict[str, float]:
         """Returns the seconds since the start without pauses, and those of waiting for data."""
-        seconds = self._clock() - self._start - self._paused
-        return {"train": self._train + seconds, "data_wait": self._wait + self._waited}
+        return {"train": self._train + self._active(), "data_wait": self._wait + self._waited}
+
+    def _active(self) -> float:
+        """Returns the seconds of this window that were not paused."""
+        now = self._clock()
+        pausing = now - self._pause_began if self._depth else 0.0
+        return now - self._start - self._paused - pausing

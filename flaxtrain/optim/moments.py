@@ -76,8 +76,8 @@ def bias_correction(b: Decay, t: Array) -> Array:
     return _correction(value(b), t)
 
 
-# Compiled also in eager mode: at t = 1 and b = 0.999, one unit in the last place of b^t is 6e-5 of
-# the result, and eager and compiled powers differ by that much.
+# Compiled also in eager mode: at t = 1 and b = 0.999, one unit in the last place of b^t is 6e-5
+# of the result, and eager and compiled powers differ by that much.
 @partial(jax.jit, inline=True)
 def _correction(b: ArrayLike, t: Array) -> Array:
     return 1 - b**t

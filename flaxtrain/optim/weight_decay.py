@@ -100,7 +100,7 @@ def _check_params(params: Params | None) -> None:
 
 
 def _add(updates: Updates, weight_decay: ArrayLike, params: Params) -> Updates:
-    def add(update: ArrayLike | None, param: ArrayLike) -> ArrayLike | None:
-        return None if update is None else update + weight_decay * param
+    def add(update: ArrayLike | None, param: ArrayLike | None) -> ArrayLike | None:
+        return update if update is None or param is None else update + weight_decay * param
 
     return jax.tree.map(add, updates, params, is_leaf=lambda leaf: leaf is None)

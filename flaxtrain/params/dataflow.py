@@ -225,9 +225,9 @@ class _Reader:
 def _carry_of_scan(equation: JaxprEqn) -> tuple[int, int]:
     """Returns where the carry begins and ends among the inputs of a scan.
 
-    Inputs are constants, carry and slices; outputs are carry and stacked results. Slices and stacks
-    have one axis less inside the body. (The counts themselves have other names in each version of
-    jax.)
+    Inputs are constants, carry and slices; outputs are carry and stacked results. Slices and
+    stacks have one axis less inside the body, which tells them apart in every version of jax;
+    the names of the counts differ.
     """
     body = equation.params["jaxpr"]
     body = getattr(body, "jaxpr", body)

@@ -50,8 +50,9 @@ class Recorder:
         declared: path of the declared name to the first declaration of it.
         modules: path of a scope to the classes of the modules that ran in it.
         streams: names of the random streams that modules drew from, without `params`.
-        stream: a stream name that nobody has used. With it among the rngs, `nn.jit` can't
-            answer from its cache, which would run no Python and hide the modules inside.
+        stream: a stream name that nobody has used. With it among the rngs, neither `jax.jit`
+            nor `nn.jit` can answer from its cache, which would run no Python and hide the
+            modules.
     """
 
     boxed: Collection[Path] = ()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from flaxtrain.checks import is_concrete
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import ParameterError, nearest
+from flaxtrain.errors import ArgumentError, ParameterError, nearest
 from flaxtrain.optim import (
     NAMED,
     GradientTransformation,
@@ -29,6 +29,7 @@ from flaxtrain.optim import (
     with_extra_args,
 )
 from flaxtrain.params import Facts, decay_mask
+from flaxtrain.schedules import Schedule
 from flaxtrain.spec.opt_spec import OptSpec
 from flaxtrain.spec.state import DEFAULT, OptState, rate_at, rates_of
 from flaxtrain.tree import Path, flatten, global_norm, key_of, path_name
@@ -108,15 +109,14 @@ def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
                 where=f"{spec!r}: update(updates, state, params=None)",
                 fix="call update(updates, state, params)",
             )
-        t, learning_rate = safe_increment(state.count), rate_at(rate, state.count)
+        t = safe_increment(state.count)
+        learning_rate: Any = rate_at(rate, state.count)
         params = jax.tree.map(_widened, params)
         grads = _clipped(jax.tree.map(_widened, updates), spec.clip_norm, grad_norm)
         direction, slots = update_slots(rule, t, grads, rule.Slots(**state.slots), params)
         direction = _add_decay(direction, params, weight_decay, decayed)
-        return (
-            _scaled(direction, -learning_rate),  # type: ignore[operator]
-            OptState(t, {DEFAULT: jnp.asarray(learning_rate, jnp.float32)}, slots._asdict()),
-        )
+        applied = {DEFAULT: jnp.asarray(learning_rate, jnp.float32)}
+        return _scaled(direction, -learning_rate), OptState(t, applied, slots._asdict())
 
     return GradientTransformation(
         init, update, name="build", arguments={"spec": spec, "decayed": decayed}
@@ -124,8 +124,15 @@ def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
 
 
 def _build_object(spec: OptSpec) -> GradientTransformation:
-    tx = with_extra_args(spec.optimizer)  # type: ignore[arg-type]
-    rates = rates_of(spec.optimizer)
+    given: Any = spec.optimizer
+    tx, rates = with_extra_args(given), rates_of(given)
+    for rate in rates.values():
+        if isinstance(rate, Schedule) and not rate.is_resolved:
+            raise ArgumentError(
+                f"durations in an optimizer object are still relative: {rate!r}",
+                where=f"{spec!r}",
+                fix="call resolve(horizon) on the schedule, or pass the optimizer by name",
+            )
 
     def init(params: Params, /) -> OptState:
         return OptState(jnp.zeros([], jnp.int32), _not_yet(rates), tx.init(params))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 from flaxtrain.durations import Horizon
-from flaxtrain.optim import TransformationLike, same_value
+from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike, same_value
 from flaxtrain.params import ParamFact
 from flaxtrain.schedules import Schedule
 from flaxtrain.spec.data import decode, encode, read_json
@@ -131,6 +131,9 @@ class OptSpec:
     def resolve(self, horizon: Horizon) -> Self:
         """Returns the spec with every relative duration turned into steps.
 
+        Those in the arguments of an optimizer object are resolved too, if the object is of a
+        registered name.
+
         Args:
             horizon: what is known about the run.
 
@@ -143,9 +146,12 @@ class OptSpec:
             >>> spec.resolve(Horizon(total_steps=500)).learning_rate
             cosine_decay_schedule(init_value=0.1, decay_steps=500)
         """
-        if isinstance(self.learning_rate, Schedule) and not self.learning_rate.is_resolved:
-            return self.replace(learning_rate=self.learning_rate.resolve(horizon))
-        return self
+        resolved = {
+            "learning_rate": _resolved(self.learning_rate, horizon),
+            "optimizer": _resolved(self.optimizer, horizon),
+        }
+        changes = {name: v for name, v in resolved.items() if v is not getattr(self, name)}
+        return self.replace(**changes) if changes else self
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as JSON data, with the version of its form.
@@ -202,6 +208,18 @@ class OptSpec:
         shown = [repr(arguments.pop("optimizer"))]
         shown += [f"{name}={value!r}" for name, value in arguments.items()]
         return f"OptSpec({', '.join(shown)})"
+
+
+def _resolved(value: Any, horizon: Horizon) -> Any:
+    """Returns a schedule, or an object whose arguments are schedules, in steps."""
+    if isinstance(value, Schedule):
+        return value.resolve(horizon)
+    entry = NAMED.get(getattr(value, "name", None) or "")
+    if isinstance(value, GradientTransformation) and entry is not None:
+        arguments = {name: _resolved(v, horizon) for name, v in value.arguments.items()}
+        if any(arguments[name] is not v for name, v in value.arguments.items()):
+            return entry.factory(**arguments)
+    return value
 
 
 _NAMES = tuple(field.name for field in fields(OptSpec))

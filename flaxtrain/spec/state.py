@@ -87,8 +87,9 @@ def _nodes(state: Any) -> Iterator[Any]:
 
 def _injected(node: Any) -> list[Any]:
     hyperparams = getattr(node, "hyperparams", None)
-    known = isinstance(hyperparams, Mapping) and "learning_rate" in hyperparams
-    return [hyperparams["learning_rate"]] if known else []  # type: ignore[index]
+    if not isinstance(hyperparams, Mapping) or "learning_rate" not in hyperparams:
+        return []
+    return [hyperparams["learning_rate"]]
 
 
 def rates_of(tx: Any) -> dict[str, Rate]:

@@ -9,7 +9,13 @@ import jax
 import numpy as np
 
 from flaxtrain.checks import check_number, is_concrete
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, UnknownNameError, unknown_name
+from flaxtrain.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    FlaxtrainError,
+    UnknownNameError,
+    unknown_name,
+)
 from flaxtrain.optim import NAMED, with_extra_args
 from flaxtrain.params import DECAY_PRESETS
 from flaxtrain.schedules import Schedule
@@ -89,7 +95,10 @@ def _check_named(spec: OptSpec, where: str) -> None:
     for name, _ in spec.hyperparameters:
         if name not in entry.hyperparameters:
             raise _unknown_argument(name, entry.hyperparameters, where)
-    entry.rule(**dict(spec.hyperparameters))
+    try:
+        entry.rule(**dict(spec.hyperparameters))
+    except FlaxtrainError as error:  # the rule doesn't know where its arguments come from
+        raise type(error)(error.found, where=where, fix=error.fix) from None
     _check_learning_rate(spec.learning_rate, where)
     if spec.weight_decay is not None:
         check_number("weight_decay", spec.weight_decay, minimum=0.0, where=where)
@@ -126,11 +135,12 @@ def _check_learning_rate(learning_rate: Any, where: str) -> None:
 
 
 def _check_object(spec: OptSpec, where: str) -> None:
+    tx: Any = spec.optimizer
     try:
-        with_extra_args(spec.optimizer)  # type: ignore[arg-type]
+        with_extra_args(tx)
     except ArgumentTypeError as error:
         raise ArgumentTypeError(
-            f"{name_of(spec.optimizer)} is a {type(spec.optimizer).__name__}, not an optimizer",
+            f"{name_of(tx)} is a {type(tx).__name__}, not an optimizer",
             where="OptSpec(optimizer)",
             fix=f"pass a name ({', '.join(sorted(NAMED))}), or an object with init and update",
         ) from error

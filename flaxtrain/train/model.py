@@ -36,7 +36,9 @@ def call_arguments(module: nn.Module, method: str = "__call__") -> tuple[str, ..
         >>> call_arguments(nn.Dense(3)), call_arguments(nn.Dropout(0.1))
         (('inputs',), ('inputs', 'rng'))
     """
-    return tuple(name for name in _signature(module, method).parameters if name not in TRAIN_FLAGS)
+    return tuple(
+        name for name in _signature(module, method).parameters if name not in TRAIN_FLAGS
+    )
 
 
 def _signature(module: nn.Module, method: str) -> inspect.Signature:
@@ -130,7 +132,9 @@ class BoundModel:
             )
         if mutable:
             output, changed = output
-            self.sown = {name: changed.pop(name) for name in self._sown_names if name in changed}
+            self.sown = {
+                name: changed.pop(name) for name in self._sown_names if name in changed
+            }
             self.collections |= jax.tree.map(_as_stored, dict(changed), self.collections | {})
         return output
 
@@ -156,15 +160,24 @@ class BoundModel:
 
 
 def with_train_flag(
-    module: nn.Module, train: bool, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    module: nn.Module,
+    train: bool,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns `kwargs` with the train flags that the method knows and the caller left open."""
     signature = _signature(module, method)
-    flags = [name for name in TRAIN_FLAGS if name in signature.parameters and name not in kwargs]
+    flags = [
+        name for name in TRAIN_FLAGS if name in signature.parameters and name not in kwargs
+    ]
     if not flags:
         return dict(kwargs)
     taken = signature.bind_partial(*args).arguments
-    return {**{name: TRAIN_FLAGS[name] == train for name in flags if name not in taken}, **kwargs}
+    return {
+        **{name: TRAIN_FLAGS[name] == train for name in flags if name not in taken},
+        **kwargs,
+    }
 
 
 def _as_stored(new: Array, old: Array) -> Array:
@@ -198,7 +211,10 @@ def _row_mask(mask: Array | None) -> Iterator[None]:
     rows = mask.shape[0]
 
     def hand_over(
-        following: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+        following: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: Any,
     ) -> Any:
         module = context.module
         if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":

@@ -37,7 +37,9 @@ class Probe:
     loss_fn: LossFn
     example: Batch
 
-    def run_init(self, key: Key, extra_rngs: Mapping[str, Key] | None = None) -> InitialisingModel:
+    def run_init(
+        self, key: Key, extra_rngs: Mapping[str, Key] | None = None
+    ) -> InitialisingModel:
         """Runs the loss function on a model that initialises itself, and returns that model."""
         model = InitialisingModel(self.module, {"params": key, **(extra_rngs or {})})
         self.loss_fn(model, _zeros(self.example))
@@ -47,7 +49,8 @@ class Probe:
         """Returns what the loss function returns, as shapes and dtypes."""
         return jax.eval_shape(
             lambda: self.loss_fn(
-                InitialisingModel(self.module, {"params": jax.random.key(0)}), _zeros(self.example)
+                InitialisingModel(self.module, {"params": jax.random.key(0)}),
+                _zeros(self.example),
             )
         )
 
@@ -92,7 +95,9 @@ class Probe:
 
     def _train(self, params: Params, batch: Batch, mask: Array | None = None) -> LossOutput:
         variables, sown = self._abstract
-        collections = {name: _zeros(tree) for name, tree in variables.items() if name != "params"}
+        collections = {
+            name: _zeros(tree) for name, tree in variables.items() if name != "params"
+        }
         batch, counts, weight = row_weights(batch, mask)
         model = BoundModel(
             self.module,

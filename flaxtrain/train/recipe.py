@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import EmptyDatasetError, FlaxtrainError, LossError
 from flaxtrain.optim import GradientTransformation
 from flaxtrain.params import Facts
 from flaxtrain.spec import OptSpec, build
 from flaxtrain.train.contract import LossFn
-from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.train.model import BoundModel, call_arguments
 from flaxtrain.train.probe import Probe
 from flaxtrain.train.state import TrainState
@@ -87,7 +87,9 @@ class Recipe:
             trainable=self.trainable,
         )
 
-    def bind(self, state: TrainState, params: Params, *, train: bool, **rows: Any) -> BoundModel:
+    def bind(
+        self, state: TrainState, params: Params, *, train: bool, **rows: Any
+    ) -> BoundModel:
         """Returns the model bound to `params` and to the rest of `state`."""
         return BoundModel(
             self.module,
@@ -149,7 +151,9 @@ def make_recipe(
         loss_fn = CollectionLoss(loss_fn, metrics)
     probe = Probe(module, loss_fn, example)
     facts = probe.facts()
-    trainable = frozenset(path for path, fact in facts.items() if jnp.issubdtype(fact.dtype, jnp.inexact))
+    trainable = frozenset(
+        path for path, fact in facts.items() if jnp.issubdtype(fact.dtype, jnp.inexact)
+    )
     spec = spec.resolve(horizon or Horizon())
     return Recipe(
         module=module,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.errors import BatchError
 from flaxtrain.data.inputs import example_weights
-from flaxtrain.typing import Array, Batch
+from flaxtrain.errors import BatchError
+from flaxtrain.typing import Array, ArrayLike, Batch
 
 __all__ = ["row_weights"]
 
 
-def row_weights(batch: Batch, mask: Array | None) -> tuple[Batch, Array | None, Array | None]:
+def row_weights(
+    batch: Batch, mask: ArrayLike | None
+) -> tuple[Batch, Array | None, Array | None]:
     """Joins the padding mask with the batch's own `mask` and `weight` entries.
 
     Args:

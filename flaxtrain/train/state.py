@@ -116,7 +116,9 @@ class TrainState(struct.PyTreeNode):
 
     def split_params(self) -> tuple[Params, Params]:
         """Returns the trainable and the frozen part of `params`; the second may be empty."""
-        return (self.params, {}) if self.trainable is None else split(self.params, self.trainable)
+        return (
+            (self.params, {}) if self.trainable is None else split(self.params, self.trainable)
+        )
 
     def updated(self, grads: Updates, **extra_args: ArrayLike) -> tuple[TrainState, Updates]:
         """Makes one optimizer update; returns the new state and the updates that were added.

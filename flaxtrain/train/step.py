@@ -15,16 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxtrain.data.inputs import model_inputs
 from flaxtrain.metrics import Mean, Terms
 from flaxtrain.metrics.monoid import empty_like
 from flaxtrain.train.contract import LossOutput, call_loss
-from flaxtrain.data.inputs import model_inputs
 from flaxtrain.train.model import call_arguments
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.rows import row_weights
 from flaxtrain.train.state import Counters, TrainState
 from flaxtrain.tree import all_finite, global_norm, graft
-from flaxtrain.typing import Array, Batch, Params, Updates
+from flaxtrain.typing import Array, ArrayLike, Batch, Params, Updates
 
 __all__ = ["eval_step", "predict_step", "train_step"]
 
@@ -35,7 +35,7 @@ def train_step(
     recipe: Recipe,
     state: TrainState,
     batch: Batch,
-    mask: Array | None = None,
+    mask: ArrayLike | None = None,
     *,
     norms: bool | Array = True,
 ) -> tuple[TrainState, Metrics]:
@@ -70,15 +70,21 @@ def train_step(
     grads, output, collections = _gradient(recipe, state, batch, counts, weight)
     grads = state.loss_scale.unscale(grads)
     grad_norm = global_norm(grads)
-    finite = jnp.isfinite(output.loss.compute()) & jnp.isfinite(grad_norm) & all_finite(collections)
+    finite = (
+        jnp.isfinite(output.loss.compute()) & jnp.isfinite(grad_norm) & all_finite(collections)
+    )
     something = _total_weight(output.loss) > 0
     accept = finite & something & (state.counters.halted == 0)
     state, step_metrics = _update(state, grads, grad_norm, collections, accept, norms)
     rows = jax.tree.leaves(batch)[0].shape[0]
-    examples = jnp.asarray(rows, jnp.int32) if counts is None else jnp.sum(counts, dtype=jnp.int32)
+    examples = (
+        jnp.asarray(rows, jnp.int32) if counts is None else jnp.sum(counts, dtype=jnp.int32)
+    )
     state = state.replace(
         loss_scale=state.loss_scale.adjust(finite),
-        counters=_count(state.counters, examples, accept, finite | ~something, recipe.spec.nonfinite),
+        counters=_count(
+            state.counters, examples, accept, finite | ~something, recipe.spec.nonfinite
+        ),
     )
     metrics = {**output.metrics, "grad_norm": Mean(grad_norm, jnp.ones((), grad_norm.dtype))}
     return state, {**_if_accepted(metrics, accept), **step_metrics}
@@ -113,7 +119,9 @@ def _update(
     def reject(operands: tuple[TrainState, Updates, Any]) -> tuple[TrainState, Metrics]:
         return operands[0], {name: Mean.empty() for name in names}
 
-    def accept_it(operands: tuple[TrainState, Updates, Any], report: bool) -> tuple[TrainState, Metrics]:
+    def accept_it(
+        operands: tuple[TrainState, Updates, Any], report: bool
+    ) -> tuple[TrainState, Metrics]:
         old, grads, collections = operands
         new, updates = old.updated(grads, grad_norm=grad_norm)
         new = new.replace(collections=collections)
@@ -124,7 +132,9 @@ def _update(
             "param_norm": global_norm(old.split_params()[0]),
             **_learning_rates(new),
         }
-        return new, {name: Mean(_f32(value), jnp.ones((), jnp.float32)) for name, value in values.items()}
+        return new, {
+            name: Mean(_f32(value), jnp.ones((), jnp.float32)) for name, value in values.items()
+        }
 
     names = ("update_norm", "param_norm", *_learning_rates(state))
     branches = [reject, lambda o: accept_it(o, False), lambda o: accept_it(o, True)]
@@ -175,7 +185,7 @@ def _count(
 
 
 def eval_step(
-    recipe: Recipe, state: TrainState, batch: Batch, mask: Array | None = None
+    recipe: Recipe, state: TrainState, batch: Batch, mask: ArrayLike | None = None
 ) -> Metrics:
     """Returns the loss and metrics of one batch in evaluation mode; nothing changes.
 

@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.errors import LossError, unknown_name
 from flaxtrain.losses import (
     absolute_error,
     softmax_cross_entropy_with_integer_labels,
     squared_error,
 )
-from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.typing import Array, Batch
 
 __all__ = ["SUPERVISED", "SupervisedLoss", "check_labels", "infer_loss"]
@@ -147,8 +146,14 @@ def infer_loss(prediction: Any, wanted: Any, arguments: tuple[str, ...]) -> Supe
 
 def _float_label_hint(prediction: Any, wanted: Any) -> str:
     shape = getattr(prediction, "shape", ())
-    if jnp.issubdtype(wanted.dtype, jnp.floating) and shape[:-1] == wanted.shape and shape[-1:] > (1,):
-        return "if the targets are class labels, make them integers: labels.astype('int32'); or "
+    if (
+        jnp.issubdtype(wanted.dtype, jnp.floating)
+        and shape[:-1] == wanted.shape
+        and shape[-1:] > (1,)
+    ):
+        return (
+            "if the targets are class labels, make them integers: labels.astype('int32'); or "
+        )
     return ""
 
 

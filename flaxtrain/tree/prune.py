@@ -14,7 +14,9 @@ from flaxtrain.tree.paths import Path, flatten, unflatten
 __all__ = ["graft", "split"]
 
 
-def split(tree: Mapping[str, Any], chosen: Collection[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(
+    tree: Mapping[str, Any], chosen: Collection[Path]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits nested dicts into the leaves whose path is in `chosen`, and the rest.
 
     Example:

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxtrain.checkpoint.named import from_named, leaf_name, name_keys, named_nodes, to_named
@@ -104,11 +104,13 @@ TREES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(TREES)
 def test_names_lead_back_to_the_tree(tree):
     assert from_named(to_named(tree), tree) == tree
 
 
+@settings(deadline=None)
 @given(TREES)
 def test_nodes_cover_all_leaves_and_their_names_are_all_different(tree):
     nodes = list(named_nodes(tree))

@@ -44,13 +44,23 @@ def test_step_path_is_what_steps_reads(tmp_path):
     assert steps(tmp_path) == [0]
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(("step", "error"), [(-1, ArgumentError), (1.5, ArgumentTypeError)])
 def test_a_step_is_a_natural_number(tmp_path, step, error):
     with pytest.raises(error):
         step_path(tmp_path, step)
 
 
-@pytest.mark.parametrize(("path", "error"), [("", ArgumentError), ("a\0b", ArgumentError)])
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("", ArgumentError),
+        ("a\0b", ArgumentError),
+        (5, ArgumentTypeError),
+        (b"x", ArgumentTypeError),
+    ],
+)
 def test_paths_that_are_none_are_refused(path, error):
     with pytest.raises(error):
         check_path(path)

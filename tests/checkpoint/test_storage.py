@@ -212,6 +212,7 @@ class TestSaveRefuses:
             save(tmp_path / "1", {"w": 1.0}, overwrite=True)
         assert (tmp_path / "1").read_text() == "precious"
 
+    @pytest.mark.usefixtures("unchecked_types")
     def test_meta_that_is_no_json(self, tmp_path):
         with pytest.raises(ArgumentTypeError, match="tuple can't be written"):
             save(tmp_path / "1", {}, meta={"a": (1,)})

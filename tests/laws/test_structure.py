@@ -38,7 +38,8 @@ def test_structure_shapes_and_dtypes_are_kept(case: Case) -> None:
 @each_case
 def test_bfloat16_stays_bfloat16(case: Case) -> None:
     if lack := case.lacks.get("keeps_bfloat16"):
-        return lack.proof(case)
+        lack.proof(case)
+        return
     tx = case.ours()
     params, grads = example(jnp.bfloat16, complex_leaf=False)
     state = jax.eval_shape(tx.init, params)
@@ -68,12 +69,10 @@ def test_scalars_of_python_numpy_and_jax_give_the_same(case: Case) -> None:
     tx, results = case.ours(), []
     for make in (jnp.float32, np.float32, np.asarray, float):
         params = {"w": make(2.0), "rest": {"b": make(-1.0)}}
-        if make is float and "mask=function" in case.name:
-            params = jax.tree.map(np.asarray, params)  # its mask asks for `ndim`
         updates, _ = tx.update(params, tx.init(params), params)
         results.append([float(leaf) for leaf in jax.tree.leaves(updates)])
     # Python and float64 numbers are rounded to float32 a little later than arrays are.
-    np.testing.assert_allclose(results, results[:1] * 4, rtol=3e-7)
+    np.testing.assert_allclose(results, results[:1] * 4, rtol=case.rounding(float32=3e-7))
 
 
 @each_case
@@ -96,7 +95,8 @@ def test_a_state_saved_by_names_continues_bit_for_bit(case: Case) -> None:
 def test_the_text_form_makes_it_again(case: Case) -> None:
     tx = case.ours()
     if lack := case.lacks.get("prints"):
-        return lack.proof(case)
+        lack.proof(case)
+        return
     again = eval(repr(tx), dict(vars(optim)))
     assert again == tx and hash(again) == hash(tx)
     assert again != case.ours(0.5)

@@ -55,9 +55,9 @@ def test_a_parabola_over_real_and_complex_parameters_converges(case: Case) -> No
 def test_the_rosenbrock_valley_is_followed_to_its_end(case: Case) -> None:
     start = {"w": jnp.array(-1.0), "rest": {"y": jnp.array(1.0)}}
     end = descend(case.ours(case.rosenbrock), rosenbrock, start, 20_000)
-    # The valley is flat along its floor: 5% of the way is left to weight decay, decaying
+    # The valley is flat along its floor: 15% of the distance is left to weight decay, decaying
     # learning rates and low precision.
-    np.testing.assert_allclose([end["w"], end["rest"]["y"]], [1.0, 1.0], atol=0.05)
+    np.testing.assert_allclose([end["w"], end["rest"]["y"]], [1.0, 1.0], atol=0.15)
 
 
 @each_case
@@ -69,8 +69,7 @@ def test_a_zero_gradient_moves_nothing_but_what_decays(case: Case) -> None:
     # One rounding for the decay, one for the learning rate.
     expected = -0.5 * case.weight_decay * params["w"]
     np.testing.assert_allclose(updates["w"], expected, rtol=2e-7)
-    decays_all = case.weight_decay and "mask" not in case.name
-    rest = -0.5 * case.weight_decay * 3.0 if decays_all else 0.0
+    rest = -0.5 * case.weight_decay * 3.0 if case.decays_rest else 0.0
     np.testing.assert_allclose(updates["rest"]["b"], [rest], rtol=2e-7)
 
 

@@ -131,5 +131,3 @@ def test_another_total_is_refused_where_durations_are_relative(tmp_path: Path) -
     trainer(tmp_path).fit(data(), steps=3)
     with pytest.raises(ft.errors.CheckpointError, match="another length"):
         trainer(tmp_path).fit(data(), steps=30)
-
-

@@ -77,7 +77,6 @@ def padded(rows=3):
     return outputs, jnp.array([1.0] * 6 + [0.0] * rows)
 
 
-@pytest.mark.filterwarnings("ignore")
 class TestExactUnderPadding:
     @pytest.mark.parametrize("name", metric_classes(EVERYTHING))
     def test_padded_rows_change_nothing(self, name):

@@ -19,7 +19,7 @@ def examples() -> dict[str, tuple]:
     accuracy = clu.metrics.Accuracy.from_model_output
     return {
         "mean": (Mean.of(jnp.array([1.0, 3.0])), Mean.of(jnp.array([8.0])), 4.0),
-        "weighted mean": (Mean.of(jnp.ones(2), jnp.array([1.0, 0.0])), Mean.of(3.0), 2.0),
+        "weighted mean": (Mean.of(jnp.ones(2), jnp.array([1.0, 0.0])), Mean.of(3.0, 1.0), 2.0),
         "terms": (Mean.of(1.0) + 2 * Mean.of(1.0), Mean.of(3.0) + 2 * Mean.of(5.0), 8.0),
         "std": (Std.of(jnp.array([1.0, 3.0])), Std.of(jnp.array([2.0, 2.0])), 0.5**0.5),
         "clu average": (

@@ -1,10 +1,10 @@
 """Adam in NumPy float64, from the papers: one array, one loop.
 
-Kingma & Ba 2014, Algorithm 1; Dozat 2016, Algorithm 2 with a constant mu (and without its factor
-on the second moment); Loshchilov & Hutter 2017, Algorithm 2 with the decay scaled by the learning
-rate. Averages are formed as sums of weighted gradients over the whole past would give them: each
-correction is a running sum of weights, not a power, so that it shares no formula with the code
-under test.
+Kingma & Ba 2014, Algorithm 1; Dozat 2016, Algorithm 2 with a constant mu (and without its
+factor on the second moment); Loshchilov & Hutter 2017, Algorithm 2 with the decay scaled by
+the learning rate. Averages are formed as sums of weighted gradients over the whole past would
+give them: each correction is a running sum of weights, not a power, so that it shares no
+formula with the code under test.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Gradient descent in NumPy float64, from the formulas: one array, one loop.
 
-Sutskever et al. 2013: v <- mu v - e g,  x <- x + v; Nesterov: the step taken from the point that
-the momentum alone would reach. Written here for the velocity in units of the gradient, v = -e m,
-with a learning rate that may change (it multiplies the step, not the memory).
+Sutskever et al. 2013: v <- mu v - e g,  x <- x + v; Nesterov: the step taken from the point
+that the momentum alone would reach. Written here for the velocity in units of the gradient, v
+= -e m, with a learning rate that may change (it multiplies the step, not the memory).
 """
 
 from __future__ import annotations

@@ -347,10 +347,13 @@ class DictParam(nn.Module):
         return x @ tree["w"] + tree["b"]
 
 
+JittedDense = nn.jit(nn.Dense)  # one class, one cache
+
+
 class Jitted(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
-        return nn.jit(nn.Dense)(8, name="fc")(x), None
+        return JittedDense(8, name="fc")(x), None
 
 
 class NameScopes(nn.Module):
@@ -695,6 +698,40 @@ class Repeats(nn.Module):
         return nn.while_loop(again, body, self, x)
 
 
+class Switches(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        first, second = nn.Dense(8, name="first"), nn.Dense(8, name="second")
+        branches = [lambda module, x: first(x), lambda module, x: second(x)]
+        if self.is_mutable_collection("params"):
+            for branch in branches:
+                branch(self, x)
+        return nn.switch(x.sum().astype(int), branches, self, x)
+
+
+class OwnDerivative(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def call(module: nn.Module, x: Array) -> Array:
+            return module(x)
+
+        def forward(module: nn.Module, x: Array) -> Any:
+            return nn.vjp(call, module, x)
+
+        def backward(vjp: Any, gradient: Array) -> Any:
+            params, x = vjp(gradient)
+            return jax.tree.map(jnp.sign, params), x
+
+        signed = nn.custom_vjp(call, forward_fn=forward, backward_fn=backward)
+        return signed(nn.Dense(5, name="fc"), x)
+
+
+class RematOfSetup(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.remat(Table)(name="store").table.sum() * x
+
+
 class NormInScan(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
@@ -713,6 +750,19 @@ CONTROL = [
         right/kernel  Dense  8x8  -
         """,
     ),
+    Case(
+        "nn.switch",
+        Switches,
+        (ROW,),
+        """
+        first/bias     Dense  8    -
+        first/kernel   Dense  8x8  -
+        second/bias    Dense  8    -
+        second/kernel  Dense  8x8  -
+        """,
+    ),
+    Case("nn.custom_vjp", OwnDerivative, (ROW,), "fc/bias Dense 5 -\nfc/kernel Dense 8x5 -"),
+    Case("remat of a module with setup", RematOfSetup, (ROW,), "store/table Table 8x8 -"),
     Case("nn.while_loop", Repeats, (ROW,), "fc/bias Dense 8 -\nfc/kernel Dense 8x8 -"),
     Case(
         "WeightNorm in a scan",

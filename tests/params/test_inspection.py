@@ -68,6 +68,13 @@ def test_a_warm_cache_of_nn_jit_hides_no_module(make: Any) -> None:
     assert {fact.owner_name for fact in first.params} == {"Dense"}
 
 
+def test_a_warm_cache_of_a_jitted_init_hides_no_module() -> None:
+    init = jax.jit(MLP().init)
+    jax.eval_shape(lambda: init(KEYS, ROW))
+    facts = facts_from(lambda extra: init({**KEYS, **extra}, ROW))
+    assert [fact.resolved for fact in facts.params] == [True] * 6
+
+
 def order(model: nn.Module, *inputs: Any, **kwargs: Any) -> list[str]:
     return [f.name for f in param_facts(model, *inputs, **kwargs).by_depth() if f.uses]
 
@@ -118,8 +125,8 @@ def test_a_head_that_is_not_returned_is_dead_and_a_sown_one_is_not() -> None:
 
 
 def test_the_branches_of_lifted_control_flow_are_all_used() -> None:
-    cond = param_facts(models.Branches(), ROW)
-    assert all(fact.uses == 1 for fact in cond.params)
+    for model in (models.Branches(), models.Switches(), models.OwnDerivative()):
+        assert all(fact.uses == 1 for fact in param_facts(model, ROW).params)
     loop = param_facts(models.Repeats(), ROW)
     assert [loop[name].depth for name in ("fc/kernel", "fc/bias")] == [0, 1]
 

@@ -175,8 +175,8 @@ def test_bfloat16_parameters_are_updated_in_float32(facts: Facts) -> None:
     for path, x in flatten(low).items():
         assert new[path].dtype == jnp.bfloat16
         step = wanted[path] - np.asarray(x, np.float64)
-        # Updates are 1e-2; 1 - 0.999^t has a relative error of 1e-5 in float32 at t = 1, and half
-        # of it is left under the root. In bfloat16 the error would be 4e-5.
+        # Updates are 1e-2; 1 - 0.999^t has a relative error of 1e-5 in float32 at t = 1, and
+        # half of it is left under the root. In bfloat16 the error would be 4e-5.
         assert np.max(np.abs(np.asarray(flatten(updates)[path], np.float64) - step)) <= 1e-7
     # And the parameter is rounded once: it is the bfloat16 nearest to the sum.
     total = jax.tree.map(lambda x, u: (x.astype(jnp.float32) + u).astype(x.dtype), low, updates)
@@ -341,6 +341,12 @@ def test_relative_durations_are_resolved_when_building(facts: Facts) -> None:
     assert seen == [1.0, 0.5, 0.0, 0.0]
     with pytest.raises(ArgumentError, match="total number of steps is not known yet"):
         build(spec, facts)
+
+
+def test_relative_durations_inside_a_chain_are_refused_when_building(facts: Facts) -> None:
+    tx = optim.chain(optim.sgd(schedules.linear_schedule(1.0, 0.0, "50%")))
+    with pytest.raises(ArgumentError, match="in an optimizer object are still relative"):
+        build(OptSpec(tx), facts, Horizon(total_steps=4))
 
 
 def test_an_object_gets_extra_arguments_and_keeps_its_state(facts: Facts) -> None:

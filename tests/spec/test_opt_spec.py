@@ -141,6 +141,14 @@ def test_resolve_turns_durations_into_steps() -> None:
         spec.resolve(Horizon(steps_per_epoch=10))
 
 
+def test_resolve_reaches_into_objects_of_a_registered_name() -> None:
+    spec = OptSpec(optim.adam(RELATIVE, b1=0.8), clip_norm=1.0)
+    ready = warmup_cosine_decay_schedule(0.0, 1e-3, 50, 1000)
+    resolved = spec.resolve(Horizon(total_steps=1000))
+    assert resolved == OptSpec(optim.adam(ready, b1=0.8), clip_norm=1.0)
+    assert resolved.resolve(Horizon()) is resolved
+
+
 def test_any_function_of_the_count_is_a_learning_rate() -> None:
     spec = OptSpec("sgd", lambda count: 0.1 / (1 + count))
     assert callable(spec.learning_rate)

@@ -133,7 +133,9 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
     (
         lambda: OptSpec("adamw", 0.1, b1=1.0),
         ArgumentError,
-        "b1=1.0 is out of range\n  where: adam\n  fix:   pass a finite number in [0, 1)",
+        "b1=1.0 is out of range\n"
+        "  where: OptSpec('adamw')\n"
+        "  fix:   pass a finite number in [0, 1)",
     ),
     (
         lambda: OptSpec("adamw", 0.1, nonfinite="ignore"),  # type: ignore[arg-type]

@@ -19,8 +19,6 @@ BAR = 1e-12
 ROWS, PADDED = 12, 16
 
 
-
-
 def classification(shape: tuple[int, ...], classes: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {"x": rng.normal(size=(ROWS, *shape)), "label": rng.integers(0, classes, ROWS)}

@@ -1,0 +1,45 @@
+"""How long a run is, said in steps or in epochs."""
+
+from __future__ import annotations
+
+from flaxtrain.checks import check_integer
+from flaxtrain.data import Stream
+from flaxtrain.durations import Horizon
+from flaxtrain.errors import ArgumentError
+
+__all__ = ["check_length", "horizon_of", "surely_ragged"]
+
+
+def check_length(steps: int | None, epochs: int | None) -> None:
+    """Refuses lengths that are not positive integers, and two at once.
+
+    Raises:
+        ArgumentError: both are given, or one is below 1.
+        ArgumentTypeError: one is no integer.
+    """
+    if steps is not None and epochs is not None:
+        raise ArgumentError(
+            f"both steps={steps} and epochs={epochs} are given",
+            where="fit",
+            fix="give one of them",
+        )
+    for name, value in (("steps", steps), ("epochs", epochs)):
+        if value is not None:
+            check_integer(name, value, minimum=1, where="fit")
+
+
+def horizon_of(stream: Stream, steps: int | None, epochs: int | None) -> Horizon:
+    """Returns the length of a run over `stream`, as far as it is known."""
+    length = stream.steps_per_epoch
+    total = steps
+    if epochs is not None and length is not None:
+        total = epochs * length
+    return Horizon(total_steps=total, steps_per_epoch=length, batch_size=stream.rows)
+
+
+def surely_ragged(stream: Stream) -> bool:
+    """Whether it is known beforehand that a batch will need padding."""
+    length, examples = stream.steps_per_epoch, stream.examples_per_epoch
+    return bool(
+        stream.may_be_padded and length and examples and length * stream.rows != examples
+    )

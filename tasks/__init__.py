@@ -1,0 +1,1 @@
+"""Worked tasks on real data. They use the front door of flaxtrain only."""

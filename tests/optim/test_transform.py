@@ -1,0 +1,62 @@
+"""The protocol: pairs that know their name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxtrain import optim
+from flaxtrain.errors import ArgumentTypeError
+
+
+def test_a_transformation_unpacks_and_knows_its_arguments() -> None:
+    tx = optim.adamw(0.1, b2=0.95, mu_dtype=jnp.bfloat16)
+    init, update = tx
+    assert (init, update) == (tx.init, tx.update)
+    assert tx.name == "adamw"
+    assert tx.arguments == {"learning_rate": 0.1, "b2": 0.95, "mu_dtype": "bfloat16"}
+    assert repr(tx) == "adamw(learning_rate=0.1, b2=0.95, mu_dtype='bfloat16')"
+
+
+def test_arguments_by_position_and_by_name_are_the_same() -> None:
+    assert optim.sgd(0.1, 0.9) == optim.sgd(learning_rate=0.1, momentum=0.9)
+    assert optim.sgd(0.1, None) == optim.sgd(0.1) != optim.sgd(0.1, 0.0)
+    assert optim.chain(optim.scale(2.0)) == optim.chain(optim.scale(2.0)) != optim.scale(2.0)
+
+
+def test_masks_and_arrays_compare_without_a_truth_value_of_arrays() -> None:
+    array = jnp.ones(2)
+    assert optim.scale(array) == optim.scale(array) != optim.scale(jnp.ones(2))
+    mask = {"a": np.bool_(True)}
+    assert optim.adamw(0.1, mask=mask) == optim.adamw(0.1, mask=dict(mask))
+
+
+def test_a_pair_without_a_name_is_equal_to_itself_only() -> None:
+    def double(updates: Any, params: Any) -> Any:
+        return 2 * updates
+
+    first, second = optim.stateless(double), optim.stateless(double)
+    assert first == first != second
+    assert "GradientTransformation" in repr(first)
+    assert len({first, second, optim.identity(), optim.identity()}) == 3
+
+
+def test_a_foreign_object_gets_only_the_extra_arguments_it_names() -> None:
+    tx = optim.with_extra_args(optax.sgd(0.5))
+    updates, _ = tx.update(2.0, tx.init(0.0), 0.0, value=3.0)
+    assert updates == -1.0
+    assert optim.with_extra_args(tx) is tx
+
+
+def test_something_else_than_a_transformation_is_refused(unchecked_types: None) -> None:
+    with pytest.raises(ArgumentTypeError, match="is not a gradient transformation"):
+        optim.with_extra_args(0.5)  # type: ignore[arg-type]
+
+
+def test_identity_returns_what_it_gets() -> None:
+    state, updates = optim.identity().init(None), {"a": 1.0}
+    assert optim.identity().update(updates, state) == (updates, state)

@@ -1,0 +1,47 @@
+"""The other modes against optax: eager, bfloat16, and a run that optax began."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.cases import CASES, Case
+from tests.runs import at, deviation, differing_leaves, nodes, ulps, walk
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+FLOAT32_BAR = 2e-6
+"""About 30 roundings: without jit, optax itself compiles some parts and not others."""
+
+
+@each_case
+def test_float32_without_jit(case: Case) -> None:
+    params, grads = case.recorded(3, jnp.float32)
+    ours = walk(case.ours(), params, grads, jit=False)
+    judge = walk(case.judge(), params, grads, jit=False)
+    assert deviation(ours, judge) <= FLOAT32_BAR
+    first, expected = case.ours().init(params), case.judge().init(params)
+    assert nodes((first, ours[1])) == nodes((expected, judge[1]))
+    assert differing_leaves(first, expected) == []
+
+
+@each_case
+def test_bfloat16_within_two_last_places_over_20_updates(case: Case) -> None:
+    params, grads = case.recorded(20, jnp.bfloat16)
+    ours = walk(case.ours(), params, grads, jit=True)
+    judge = walk(case.judge(), params, grads, jit=True)
+    assert nodes((ours[1], ours[2])) == nodes((judge[1], judge[2]))
+    # 2 last places: one factor instead of a division and a product (clipping); others agree.
+    assert ulps(ours, judge) <= (2 if "bitwise" in case.lacks else 0)
+
+
+@each_case
+def test_a_run_begun_with_optax_continues_here(case: Case) -> None:
+    params, grads = case.recorded(2, jnp.float32)
+    tx, judge = case.ours(), case.judge()
+    _, begun = judge.update(at(grads, 0), judge.init(params), params)
+    structure = jax.tree.structure(jax.eval_shape(tx.init, params))
+    state = jax.tree.unflatten(structure, jax.tree.leaves(begun))
+    ours = tx.update(at(grads, 1), state, params)
+    assert deviation(ours, judge.update(at(grads, 1), begun, params)) <= FLOAT32_BAR
