@@ -23,6 +23,7 @@ from flaxtrain import (
     schedules,
 )
 from flaxtrain.cli import (
+    Config,
     Task,
     fit_arguments,
     register_task,
@@ -56,6 +57,7 @@ from flaxtrain.version import __version__
 
 __all__ = [
     "BoundModel",
+    "Config",
     "Console",
     "Evaluate",
     "FitResult",

@@ -1,7 +1,7 @@
 """Range checks on the concrete values of arguments.
 
-Factories are also called with tracers (`vmap` over a learning rate): a value that is not known yet
-passes, everything else is judged at construction.
+Factories are also called with tracers (`vmap` over a learning rate): a value that is not known
+yet passes, everything else is judged at construction.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 
@@ -20,7 +21,7 @@ __all__ = ["check_integer", "check_number", "is_concrete"]
 
 def is_concrete(value: object) -> bool:
     """Whether `value` is known now, that is, not a tracer."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def check_number(

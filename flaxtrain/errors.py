@@ -1,7 +1,7 @@
 """Every error of flaxtrain: what was found, where, and what to do about it.
 
-Each class is also the builtin a caller would expect (`ValueError`, `TypeError`, ...), so code that
-does not know flaxtrain still catches it. The message has up to three lines::
+Each class is also the builtin a caller would expect (`ValueError`, `TypeError`, ...), so code
+that does not know flaxtrain still catches it. The message has up to three lines::
 
     unknown optimizer 'adamm'
       where: OptSpec(optimizer=...)
@@ -43,8 +43,8 @@ class FlaxtrainError(Exception):
         fix: what the caller can do, concretely.
 
     Example:
-        >>> print(FlaxtrainError("learning rate is -1", where="OptSpec", fix="pass a value >= 0"))
-        learning rate is -1
+        >>> print(FlaxtrainError("the rate is -1", where="OptSpec", fix="pass a value >= 0"))
+        the rate is -1
           where: OptSpec
           fix:   pass a value >= 0
     """

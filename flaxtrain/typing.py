@@ -1,7 +1,7 @@
 """The type names that signatures use.
 
-jaxtyping is a test dependency: with it, `Float[Array, "batch classes"]` is checked at run time in
-the tests; without it, the same spelling means `jax.Array`.
+jaxtyping is a test dependency: with it, `Float[Array, "batch classes"]` is checked at run time
+in the tests; without it, the same spelling means `jax.Array`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 Params: TypeAlias = Any
-"""A tree of parameters: nested dicts with arrays at the leaves in flaxtrain's own states; any pytree in `optim`."""
+"""A tree of parameters: nested dicts of arrays in states of ours; any pytree in `optim`."""
 
 Updates: TypeAlias = Any
 """A tree like `Params` that holds gradients or updates."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxtrain.cli.tasks import Task, find_task
+from flaxtrain.cli.tasks import Config, Task, find_task
 from flaxtrain.data import Stream, as_stream
 from flaxtrain.errors import ArgumentTypeError, unknown_name
 from flaxtrain.loop import Trainer
@@ -35,11 +35,11 @@ FIELDS: Mapping[str, str] = {
 _PEAK = ("peak_value", "init_value", "value")
 
 
-def spec_from_config(config: ConfigDict) -> OptSpec:
+def spec_from_config(config: Config) -> OptSpec:
     """Returns the optimizer spec of a config.
 
-    `config.opt` holds the arguments of `OptSpec`. With a `config.schedule`, `opt.learning_rate` is
-    its peak, so that `--config.opt.learning_rate=...` works with and without one.
+    `config.opt` holds the arguments of `OptSpec`. With a `config.schedule`, `opt.learning_rate`
+    is its peak, so that `--config.opt.learning_rate=...` works with and without one.
 
     Raises:
         UnknownNameError: a name is not known.
@@ -72,7 +72,7 @@ def from_dict_arguments(name: str) -> tuple[str, ...]:
 
 
 def trainer_from_config(
-    config: ConfigDict, workdir: str | Path | None = None, **kwargs: Any
+    config: Config, workdir: str | Path | None = None, **kwargs: Any
 ) -> tuple[Trainer, Task]:
     """Returns the trainer and the task that a config describes.
 
@@ -90,24 +90,25 @@ def trainer_from_config(
             where="get_config()",
             fix="return an ml_collections.ConfigDict",
         )
-    for name in config:
+    fields: dict[str, Any] = {name: config[name] for name in config}
+    for name in fields:
         if name not in FIELDS:
             raise unknown_name("config field", name, FIELDS, where=f"config.{name}")
-    task = find_task(config.task)(config)
+    task = find_task(fields["task"])(config)
     trainer = Trainer(
         task.model,
         spec_from_config(config),
         loss=task.loss,
         metrics=task.metrics,
-        seed=config.get("seed", 0),
-        log_every=config.get("log_every", 50),
+        seed=fields.get("seed", 0),
+        log_every=fields.get("log_every", 50),
         workdir=workdir,
         **kwargs,
     )
     return trainer, task
 
 
-def fit_arguments(config: ConfigDict, task: Task, seed: int = 0) -> dict[str, Any]:
+def fit_arguments(config: Config, task: Task, seed: int = 0) -> dict[str, Any]:
     """Returns the arguments of `Trainer.fit` that a config describes, `ds` among them."""
     size = config.get("batch_size")
     return {

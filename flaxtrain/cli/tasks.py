@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
-from ml_collections import ConfigDict
 
 from flaxtrain.errors import ArgumentError, unknown_name
 from flaxtrain.train import LossFn
 
-__all__ = ["Task", "TaskBuilder", "find_task", "register_task"]
+__all__ = ["Config", "Task", "TaskBuilder", "find_task", "register_task"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,10 @@ class Task:
     metrics: Any = None
 
 
-TaskBuilder = Callable[[ConfigDict], Task]
+Config: TypeAlias = Any
+"""An `ml_collections.ConfigDict`; its fields have no static types."""
+
+TaskBuilder = Callable[[Config], Task]
 """Builds a task from a config."""
 
 _TASKS: dict[str, TaskBuilder] = {}

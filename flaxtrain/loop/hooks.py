@@ -22,7 +22,7 @@ Duration = int | str
 
 
 class Hook:
-    """Base of all hooks: host events, in the order in which they happen. Override what you need.
+    """Base of all hooks: host events in the order in which they happen; override any.
 
     Example:
         >>> class StopAt(Hook):
@@ -35,7 +35,7 @@ class Hook:
         """The run is about to begin; `run.state` is there."""
 
     def on_step(self, run: Run) -> None:
-        """A step was dispatched; `run.batches` counts it. Reading the state here stalls the run."""
+        """A step was dispatched, `run.batches` counts it; reading the state here stalls."""
 
     def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """The metrics of a window have arrived; `step` is the update they end with."""

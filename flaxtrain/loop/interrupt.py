@@ -10,7 +10,7 @@ __all__ = ["DeferredInterrupt"]
 
 
 class DeferredInterrupt:
-    """Holds back the first Ctrl-C until the step in progress is done; a second one acts at once.
+    """Holds back the first Ctrl-C until the step in progress is done; a second acts at once.
 
     The state of a step is donated: an exception between dispatch and assignment would leave no
     usable state at all. Outside the main thread, where no handler can be set, it does nothing.

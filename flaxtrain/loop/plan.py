@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.data import Stream
@@ -57,7 +58,7 @@ class Plan:
         }
         leaves = jax.tree_util.tree_leaves_with_path(recipe.example)
         return cls(
-            table=overview(recipe.facts, decay=recipe.decay, trainable=recipe.trainable),
+            table=overview(recipe.facts, decay=recipe.decay, trainable=recipe.trains),
             horizon=horizon,
             memory={kind: _bytes(tree) for kind, tree in kinds.items()},
             loss=_loss_name(recipe.loss_fn),
@@ -75,11 +76,12 @@ class Plan:
     def __str__(self) -> str:
         total, length = self.horizon.total_steps, self.horizon.steps_per_epoch
         rates = ", ".join(f"{rate:.3g} at {step}" for step, rate in self.learning_rate.items())
+        batch = ", ".join(f"{name} {form}" for name, form in self.batch.items())
         lines = [
             str(self.table),
             "",
             f"loss           {self.loss}",
-            f"batch          {', '.join(f'{name} {form}' for name, form in self.batch.items())}",
+            f"batch          {batch}",
             f"steps          {'unknown' if total is None else total}"
             f" ({'unknown' if length is None else length} per epoch)",
             f"learning rate  {rates or 'set in the optimizer object'}",
@@ -114,7 +116,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _plain(leaf: Any) -> bool:
-    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def _readable(size: float) -> str:
@@ -137,7 +139,7 @@ def _learning_rates(recipe: Recipe, horizon: Horizon) -> dict[int, float]:
         return {}
     last = max(0, (horizon.total_steps or 1) - 1)
     steps = sorted({0, last // 2, last})
-    return {step: float(rate(step)) if callable(rate) else float(rate) for step in steps}
+    return {step: float(np.asarray(rate(step) if callable(rate) else rate)) for step in steps}
 
 
 def _warnings(recipe: Recipe, stream: Stream) -> tuple[str, ...]:

@@ -39,8 +39,8 @@ def initial_or_resumed(
     before, now = checkpoint.read_meta(found).get("spec"), spec_data(recipe.spec)
     if before != now:
         raise CheckpointError(
-            "the run in the workdir was made with another optimizer spec, or with another length "
-            "where the spec has relative durations",
+            "the run in the workdir was made with another optimizer spec, or with another "
+            "length where the spec has relative durations",
             where=str(found),
             fix="use the same spec and total, or another workdir",
         )

@@ -38,7 +38,8 @@ class Run:
         stream: the training data.
         horizon: length of the run, of an epoch, of a batch.
         total: number of batches at which the run ends; None when only the epochs are known.
-        batches: number of batches dispatched since the beginning of the run, resumed part included.
+        batches: number of batches dispatched since the beginning of the run, resumed part
+            included.
         first_step: number of updates that `state` had when this call of `fit` began.
         workdir: the run's directory, or None.
         history: the scalars so far.
@@ -139,7 +140,7 @@ class Run:
     def overview(self) -> Table:
         """Returns the table of parameters."""
         return overview(
-            self.recipe.facts, decay=self.recipe.decay, trainable=self.recipe.trainable
+            self.recipe.facts, decay=self.recipe.decay, trainable=self.recipe.trains
         )
 
     def spec_text(self) -> str:
@@ -234,7 +235,7 @@ class Run:
         self._pending.append((self.batches, Report(values, self._in_flight[-1])))
 
     def _deliver(self, wait: bool = False) -> None:
-        """Hands over the reports whose steps are sure to be finished, or all if told to wait."""
+        """Hands over the reports whose steps are surely finished, or all if told to wait."""
         while self._pending and (wait or self._pending[0][0] <= self.batches - IN_FLIGHT):
             _, report = self._pending.popleft()
             status, metrics = report.collect()
@@ -271,6 +272,6 @@ def _bad_step(step: int, batches: int) -> NonFiniteError:
     return NonFiniteError(
         "loss, gradient or a collection became NaN or infinite",
         where=f"batch {batches - 1} of the run, after {step} updates",
-        fix="trainer.state is the last good state; lower the learning rate, set clip_norm, look at "
-        "that batch, or skip such steps with OptSpec(nonfinite='skip')",
+        fix="trainer.state is the last good state; lower the learning rate, set clip_norm, "
+        "look at that batch, or skip such steps with OptSpec(nonfinite='skip')",
     )

@@ -45,8 +45,8 @@ class Trainer:
         loss: `loss_fn(model, batch)`, the name of a loss, or None to infer one from the batch:
             softmax cross-entropy for integer labels, squared error for float targets of the
             prediction's shape.
-        metrics: a `clu.metrics.Collection` class, computed from `logits`, `labels` and `loss`, or
-            from what a loss function returns as its second value.
+        metrics: a `clu.metrics.Collection` class, computed from `logits`, `labels` and `loss`,
+            or from what a loss function returns as its second value.
         seed: root of all randomness: initial values, dropout, the order of arrays.
         workdir: directory of the run: TensorBoard files and checkpoints. A run that is found
             there is continued.
@@ -130,11 +130,12 @@ class Trainer:
         """Trains on `ds` and returns what the run leaves behind.
 
         A second `fit` on the same trainer continues from its state, for further steps. In a
-        `workdir` that holds a checkpoint, the first `fit` continues that run up to the given total.
+        `workdir` that holds a checkpoint, the first `fit` continues that run up to the given
+        total.
 
         Args:
-            ds: `ft.data.batches(...)`, arrays (a dict or tuple; shuffled in every epoch), or any
-                iterable of batches. A batch is a dict of arrays or `(inputs, targets)`.
+            ds: `ft.data.batches(...)`, arrays (a dict or tuple; shuffled in every epoch), or
+                any iterable of batches. A batch is a dict of arrays or `(inputs, targets)`.
             steps: number of batches to train on.
             epochs: number of passes over `ds`; default 1 if `steps` is not given either.
             eval_ds: data set to evaluate on.
@@ -142,8 +143,8 @@ class Trainer:
             batch_size: for arrays only; default 128.
 
         Raises:
-            FlaxtrainError: something is wrong with the data, the loss or an argument; all of it is
-                found before the first step where it can be.
+            FlaxtrainError: something is wrong with the data, the loss or an argument; all of it
+                is found before the first step where it can be.
             NonFiniteError: the run diverged; `state` is the last good one.
             KeyboardInterrupt: Ctrl-C; `state` is the one after the last step.
         """
@@ -199,11 +200,14 @@ class Trainer:
         return self._evaluate(ds, batch_size=batch_size, state=self._trained("evaluate"))
 
     def predict(self, ds: Any, *, batch_size: int | None = None) -> HostTree:
-        """Returns the model's outputs for all of `ds`: in order, without padding, as numpy arrays.
+        """Returns the model's outputs for all of `ds`, in order, without padding.
 
         Args:
             ds: as for `fit`; targets may be missing.
             batch_size: for arrays only; default 128.
+
+        Returns:
+            Numpy arrays `[examples, ...]`, in the structure of the model's output.
 
         Raises:
             StateError: nothing was trained yet.

@@ -1,7 +1,7 @@
 """Metrics between two log points: merged on the device, read once, a little late.
 
-Nothing here waits for the device except `Window.collect`, which is called when the steps it asks
-about have long been finished, or at the end.
+Nothing here waits for the device except `Window.collect`, which is called when the steps it
+asks about have long been finished, or at the end.
 """
 
 from __future__ import annotations

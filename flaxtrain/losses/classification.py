@@ -29,7 +29,8 @@ def softmax_cross_entropy_with_integer_labels(
         The loss in nats, of the shape of `labels` and the dtype of `logits`.
 
     Example:
-        >>> loss = softmax_cross_entropy_with_integer_labels(jnp.array([[0.0, 0.0]]), jnp.array([1]))
+        >>> logits, labels = jnp.array([[0.0, 0.0]]), jnp.array([1])
+        >>> loss = softmax_cross_entropy_with_integer_labels(logits, labels)
         >>> print(round(float(loss[0]), 6))
         0.693147
     """

@@ -20,7 +20,8 @@ def squared_error(
         targets: the same shape, never broadcast; None stands for zeros.
 
     Raises:
-        LossError: the shapes differ (a broadcast `(n,)` against `(n, 1)` is the classic mistake).
+        LossError: the shapes differ (a broadcast `(n,)` against `(n, 1)` is the classic
+            mistake).
 
     Example:
         >>> print(squared_error(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])))

@@ -79,7 +79,7 @@ def bias_correction(b: Decay, t: Array) -> Array:
 # Compiled also in eager mode: at t = 1 and b = 0.999, one unit in the last place of b^t is 6e-5
 # of the result, and eager and compiled powers differ by that much.
 @partial(jax.jit, inline=True)
-def _correction(b: ArrayLike, t: Array) -> Array:
+def _correction(b: Any, t: Array) -> Array:
     return 1 - b**t
 
 

@@ -32,6 +32,7 @@ class NoSlots(NamedTuple):
 _STATIC = (bool, int, float, complex, str, bytes, type, np.dtype, Enum, type(None))
 
 
+@dataclass(frozen=True, eq=False)
 class Rule:
     """Base of all rules about one array.
 
@@ -95,7 +96,7 @@ class Rule:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        names = (field.name for field in fields(self))  # type: ignore[arg-type]
+        names = (field.name for field in fields(self))
         return all(same_value(getattr(self, name), getattr(other, name)) for name in names)
 
     def __hash__(self) -> int:
@@ -137,7 +138,7 @@ def _flatten_with_keys(instance: Rule) -> tuple[list[Any], Any]:
 
 def _flatten(instance: Rule) -> tuple[list[Any], Any]:
     """Splits the fields by what they hold now, not by their declaration."""
-    values = {f.name: getattr(instance, f.name) for f in fields(instance)}  # type: ignore[arg-type]
+    values = {f.name: getattr(instance, f.name) for f in fields(instance)}
     static = {name: value for name, value in values.items() if _is_static(value)}
     names = tuple(name for name in values if name not in static)
     # The type stands beside the value because 1 == 1.0 == True, and they don't trace alike.

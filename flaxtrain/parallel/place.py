@@ -14,8 +14,9 @@ T = TypeVar("T")
 def place(batch: T) -> T:
     """Starts the transfer of a host batch to the device, without waiting for it.
 
-    On the CPU there is nothing to transfer: the compiled step takes numpy arrays as they are, and
-    an explicit copy would cost more than a small step (about 100 us for three small arrays).
+    On the CPU there is nothing to transfer: the compiled step takes numpy arrays as they are,
+    and an explicit copy would cost more than a small step (about 100 us for three small
+    arrays).
 
     Example:
         >>> import numpy as np

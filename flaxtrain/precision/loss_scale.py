@@ -1,6 +1,7 @@
 """Loss scaling: one interface, so that the step has no `if`.
 
-scaled loss = scale(loss);  gradient = unscale(gradient of the scaled loss);  next = adjust(finite)
+scaled loss = scale(loss);  gradient = unscale(gradient of the scaled loss);  next =
+adjust(finite)
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 `loss_fn(model, batch) -> loss | (loss, {name: metric})`. A loss or metric is
 
 - per-example values `[rows]`: the step applies the row mask and the example weights;
-- a `Mean`, or a sum of means: its weights are the user's business (`Mean.of(values, model.mask)`);
+- a `Mean`, or a sum of means: its weights are the user's business
+  (`Mean.of(values, model.mask)`);
 - a scalar: right only when every row counts, so a batch with a mask refuses it;
 - a metric object with `merge` and `compute`, such as clu's.
 """
@@ -138,7 +139,7 @@ def _as_array(name: str, value: Any) -> Array:
 
 
 def _settled(value: Any) -> Any:
-    """Forgets `Mean.weighted`, which has done its work, so that all means have one structure."""
+    """Forgets `Mean.weighted`, which has done its work: all means get one structure."""
     if isinstance(value, Terms):
         return Terms(tuple(map(_settled, value.terms)))
     return Mean(value.sum, value.weight)

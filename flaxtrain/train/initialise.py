@@ -1,7 +1,7 @@
 """Making variables: the loss function is run once on a model that initialises itself.
 
-So parameters are created by the very calls that training will make, whatever method they use and
-whatever the loss function does to the batch first.
+So parameters are created by the very calls that training will make, whatever method they use
+and whatever the loss function does to the batch first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class InitialisingModel(BoundModel):
     Attributes:
         variables: what the calls so far have created, `{"params": ..., "batch_stats": ...}`,
             with flax's partitioning boxes still around the values.
-        sown_collections: names of the collections that the calls sowed into; they are not state.
+        sown_collections: names of the collections that the calls sowed into; they are not
+            state.
 
     Example:
         >>> import jax, jax.numpy as jnp

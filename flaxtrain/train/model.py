@@ -86,7 +86,8 @@ class BoundModel:
         mask: see above. Give it to every `Mean` of your own: `Mean.of(values, model.mask)`.
         weight: see above; `mask` times the weights that came with the batch.
         collections: the mutable collections after the calls so far.
-        sown: what the module sowed in the last call, by collection: auxiliary losses and the like.
+        sown: what the module sowed in the last call, by collection: auxiliary losses and the
+            like.
     """
 
     def __init__(
@@ -115,8 +116,8 @@ class BoundModel:
         """Applies the module, or one of its methods, and returns its output.
 
         Raises:
-            ModelError: the module draws random numbers in evaluation, or BatchNorm meets rows that
-                the row mask does not fit.
+            ModelError: the module draws random numbers in evaluation, or BatchNorm meets rows
+                that the row mask does not fit.
         """
         kwargs = with_train_flag(self.module, self.train, method, args, kwargs)
         index, self._calls = self._calls, self._calls + 1
@@ -229,8 +230,8 @@ def _row_mask(mask: Array | None) -> Iterator[None]:
             raise ModelError(
                 f"BatchNorm sees {x.shape[0]} rows, the row mask of the batch has {rows}",
                 where="/".join(module.path),
-                fix="normalise before rows are reshaped, pass mask= to nn.BatchNorm yourself, or "
-                "make every batch full (drop_remainder=True)",
+                fix="normalise before rows are reshaped, pass mask= to nn.BatchNorm yourself, "
+                "or make every batch full (drop_remainder=True)",
             )
         row_mask = jnp.reshape(mask, (rows,) + (1,) * (x.ndim - 1))
         return following(*args, **kwargs, mask=row_mask)

@@ -14,7 +14,7 @@ from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import EmptyDatasetError, FlaxtrainError, LossError
 from flaxtrain.optim import GradientTransformation
-from flaxtrain.params import Facts
+from flaxtrain.params import Facts, ParamFact
 from flaxtrain.spec import OptSpec, build
 from flaxtrain.train.contract import LossFn
 from flaxtrain.train.model import BoundModel, call_arguments
@@ -41,8 +41,8 @@ class Recipe:
         trainable: the paths that are trained; None means all.
         streams: the rng streams that the module draws from.
         sown: collections that the module sows afresh in each call.
-        padding_problem: the error that a batch with padding rows would raise (a scalar loss, say),
-            or None when padding is exact.
+        padding_problem: the error that a batch with padding rows would raise (a scalar loss,
+            say), or None when padding is exact.
         example: shapes and dtypes of one batch.
         output: shape and dtype of the model's output where the loss is supervised, else None.
     """
@@ -65,11 +65,16 @@ class Recipe:
         decayed = self.tx.arguments.get("decayed", ())
         return self.facts.tree(lambda fact: fact.path in decayed)
 
+    def trains(self, fact: ParamFact) -> bool:
+        """Returns whether a parameter is trained."""
+        return self.trainable is None or fact.path in self.trainable
+
     def init(self, seed: int | Key = 0) -> TrainState:
         """Returns the state before the first step: parameters as `module.init` makes them.
 
         Args:
-            seed: an integer or a typed key; the parameters equal those of `module.init(key, ...)`.
+            seed: an integer or a typed key; the parameters equal those of
+                `module.init(key, ...)`.
         """
         key = jax.random.key(seed) if isinstance(seed, int) else seed
         variables = jax.jit(lambda k: _initial(self, k))(key)
@@ -183,8 +188,7 @@ def _resolve_loss(
             fix="pass a function loss_fn(model, batch), the name of a loss, or None",
         )
     arguments = call_arguments(module)
-    if loss is not None:
-        named = SupervisedLoss(loss, arguments)
+    named = None if loss is None else SupervisedLoss(loss, arguments)
     wanted = target(example)
 
     def predict(model: Any, batch: Batch) -> Any:
@@ -192,6 +196,4 @@ def _resolve_loss(
         return model(*args, **kwargs)
 
     prediction = Probe(module, predict, example).returned()
-    if loss is None:
-        named = infer_loss(prediction, wanted, arguments)
-    return named, prediction
+    return named or infer_loss(prediction, wanted, arguments), prediction

@@ -36,12 +36,13 @@ def row_weights(
     weight = example_weights(batch)
     if mask is None and weight is None:
         return batch, None, None
-    if weight is None:
-        weight = jnp.asarray(mask, jnp.float32)
-    elif mask is not None:
-        weight = jnp.where(mask, weight, 0)
-    counts = weight != 0
-    return jax.tree.map(lambda leaf: _kept(leaf, counts), batch), counts, weight
+    joined = jnp.ones((), jnp.float32) if weight is None else jnp.asarray(weight)
+    if not jnp.issubdtype(joined.dtype, jnp.floating):
+        joined = joined.astype(jnp.float32)
+    if mask is not None:
+        joined = jnp.where(jnp.asarray(mask), joined, jnp.zeros((), joined.dtype))
+    counts = joined != 0
+    return jax.tree.map(lambda leaf: _kept(leaf, counts), batch), counts, joined
 
 
 def _kept(leaf: Array, counts: Array) -> Array:

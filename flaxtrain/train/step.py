@@ -114,7 +114,7 @@ def _update(
     accept: Array,
     norms: bool | Array,
 ) -> tuple[TrainState, Metrics]:
-    """Accepts or rejects the step as a whole, in one conditional: a select would copy the state."""
+    """Accepts or rejects the step whole, in one conditional: a select would copy the state."""
 
     def reject(operands: tuple[TrainState, Updates, Any]) -> tuple[TrainState, Metrics]:
         return operands[0], {name: Mean.empty() for name in names}

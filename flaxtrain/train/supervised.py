@@ -112,8 +112,8 @@ def infer_loss(prediction: Any, wanted: Any, arguments: tuple[str, ...]) -> Supe
     """Chooses the loss from what the model predicts and what the batch holds as target.
 
     Exactly two cases: integer labels whose shape is the prediction's without its last axis
-    (softmax cross-entropy, accuracy), and float targets of the prediction's shape (squared error,
-    absolute error).
+    (softmax cross-entropy, accuracy), and float targets of the prediction's shape (squared
+    error, absolute error).
 
     Args:
         prediction: the model's output, concrete or abstract.
@@ -124,6 +124,7 @@ def infer_loss(prediction: Any, wanted: Any, arguments: tuple[str, ...]) -> Supe
         LossError: neither case; the message shows how to give a loss.
 
     Example:
+        >>> import jax
         >>> logits = jax.ShapeDtypeStruct((8, 10), jnp.float32)
         >>> infer_loss(logits, jax.ShapeDtypeStruct((8,), jnp.int32), ("x",)).name
         'softmax_cross_entropy_with_integer_labels'
@@ -179,7 +180,8 @@ def check_labels(loss: Any, batch: Batch, classes: int, *, where: str) -> None:
         wrong = low if low < 0 else high
         row = tuple(int(i) for i in np.argwhere(labels == wrong)[0])
         raise LossError(
-            f"label {wrong} is out of range: the model predicts {classes} classes, 0 to {classes - 1}",
+            f"label {wrong} is out of range: the model predicts {classes} classes, "
+            f"0 to {classes - 1}",
             where=f"{where}, row {row[0]}",
             fix=f"give the model {high + 1} outputs, or correct the labels"
             if low >= 0

@@ -20,8 +20,8 @@ class CollectionLoss:
     """A loss function whose second result is turned into the metrics of a clu collection.
 
     Args:
-        loss_fn: a supervised loss, which offers `logits`, `labels` and `loss`; or a loss function
-            that returns `(loss, {name: model output})`.
+        loss_fn: a supervised loss, which offers `logits`, `labels` and `loss`; or a loss
+            function that returns `(loss, {name: model output})`.
         collection: a `clu.metrics.Collection` class.
     """
 
@@ -43,7 +43,7 @@ class CollectionLoss:
             raise LossError(
                 "the loss function returns no outputs for the metrics collection",
                 where="loss_fn",
-                fix="return (loss, {'logits': ..., 'labels': ...}): what the collection asks for",
+                fix="return (loss, {'logits': ..., 'labels': ...}), what the collection needs",
             )
         loss, outputs = returned
         return loss, outputs if "loss" in outputs else {"loss": loss, **outputs}

@@ -13,8 +13,8 @@ __all__ = ["all_finite", "global_norm", "zeros_like"]
 def global_norm(tree: PyTree) -> Array:
     """Returns the L2 norm over all leaves together, a scalar.
 
-    Every leaf is squared in its own dtype (complex: `|x|^2`), as optax does; the norm of an empty
-    tree is 0. NaN or infinity anywhere shows in the result.
+    Every leaf is squared in its own dtype (complex: `|x|^2`), as optax does; the norm of an
+    empty tree is 0. NaN or infinity anywhere shows in the result.
 
     Example:
         >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))

@@ -1,8 +1,8 @@
 """Names of leaves: `("encoder", "Dense_0", "kernel")` and `encoder/Dense_0/kernel`.
 
 Tables are keyed by the tuple; the string is for people, selectors and TensorBoard. A key that
-itself contains `/` (flax's WeightNorm makes such keys) keeps the string unambiguous by writing it
-as `\\/`, and a backslash as two.
+itself contains `/` (flax's WeightNorm makes such keys) keeps the string unambiguous by writing
+it as `\\/`, and a backslash as two.
 """
 
 from __future__ import annotations

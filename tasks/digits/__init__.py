@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-from ml_collections import ConfigDict
 
 import flaxtrain as ft
 
@@ -35,7 +34,7 @@ class CNN(nn.Module):
 
 
 @ft.register_task("digits")
-def digits(config: ConfigDict) -> ft.Task:
+def digits(config: ft.Config) -> ft.Task:
     """Builds the task: `config.data.split` is `"random"` or `"writers"`."""
     train, val = ft.data.digits(config.data.split)
     model = CNN(tuple(config.model.features), config.model.dropout)

@@ -1,6 +1,7 @@
 """`python -m tasks.digits`: the default run, over three seeds, and on writers never seen.
 
-Each seed varies the initial values, the dropout and the order of the examples. The split is fixed.
+Each seed varies the initial values, the dropout and the order of the examples. The split is
+fixed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SEEDS = (0, 1, 2)
 
 def accuracy(split: str, seed: int, workdir: Path | None) -> float:
     """Trains once and returns the accuracy after the last step, on the validation part."""
-    config = get_config()
+    config: ft.Config = get_config()
     config.data.split, config.seed = split, seed
     trainer, task = ft.trainer_from_config(config, workdir)
     trainer.fit(**ft.fit_arguments(config, task))

@@ -115,8 +115,10 @@ def test_state_is_donated_and_the_result_holds_the_last_one(digits: Any) -> None
 
 
 def test_the_host_runs_ahead_of_a_slow_device_but_never_far(digits: Any) -> None:
-    """A step takes a few hundred products of matrices. A host that waited for each would never be
-    ahead; one without a bound would end 30 steps ahead."""
+    """A step multiplies matrices a hundred times.
+
+    A host that waited for each step would never be ahead; one without a bound would end 30 ahead.
+    """
     train, _ = digits
     ahead: list[int] = []
 
@@ -284,7 +286,7 @@ def test_the_plan_says_what_will_happen_and_trains_nothing(digits: Any) -> None:
 
 
 def test_logged_values_are_those_of_the_steps(digits: Any) -> None:
-    """The window's loss is the mean over its examples; norms and rate are those of its last step."""
+    """The loss is the mean over the window's examples; norms and rate are the last step's."""
     train, _ = digits
     schedule = ft.schedules.linear_schedule(0.1, 0.0, 10)
     data = [{k: v[i : i + 50] for k, v in train.items()} for i in range(0, 300, 50)]

@@ -70,7 +70,8 @@ def numbers(state: Any, metrics: Any) -> dict[str, np.ndarray]:
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
     assert one.keys() == other.keys()
-    # Relative to the largest entry of the whole gradient: a bias before BatchNorm has gradient 0.
+    # Relative to the largest entry of the whole gradient: a bias before BatchNorm has gradient
+    # 0.
     for prefix in ("params", "collections", "metrics"):
         group = {name for name in one if name.startswith(prefix)}
         largest = max((np.abs(one[name]).max() for name in group), default=1.0)
