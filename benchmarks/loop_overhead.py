@@ -68,7 +68,11 @@ class Loop(Protocol):
 
 
 class Fit:
-    """`Trainer.fit` on the same data; console lines go nowhere, at their usual cost."""
+    """`Trainer.fit` on the same data; console lines go nowhere, at their usual cost.
+
+    It writes the same event files as the baseline and, like it, saves no checkpoint: the hook
+    `TensorBoard(directory)` instead of a workdir.
+    """
 
     def __init__(self, case: Case, workdir: Path) -> None:
         import flaxtrain as ft
@@ -78,7 +82,7 @@ class Fit:
         self.train = ft.data.batches(arrays, batch_size=BATCH_SIZE, shuffle=True, seed=0)
         spec = ft.OptSpec("adamw", learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.trainer = ft.Trainer(
-            case.model, spec, seed=0, workdir=str(workdir), log_every=LOG_EVERY
+            case.model, spec, seed=0, hooks=[ft.TensorBoard(workdir)], log_every=LOG_EVERY
         )
         self.step = 0
 

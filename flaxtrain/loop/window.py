@@ -6,6 +6,7 @@ asks about have long been finished, or at the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -111,11 +112,11 @@ class TrainProgram:
 
         self.step = compiled(step, donate=(0, 1))
         self.finish = compiled(_finish, donate=(0,))
-        self._first_window = first_window
+        self._empty = _EmptyWindow(first_window)
 
     def empty_window(self, state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
-        """Returns the empty window for batches of this shape."""
-        return _zeros_of(self._first_window, state, batch, mask)
+        """Returns an empty window for the metrics of such batches."""
+        return self._empty(state, batch, mask)
 
 
 class EvalProgram:
@@ -136,15 +137,23 @@ class EvalProgram:
 
         self.step = compiled(step, donate=(1,))
         self.finish = compiled(_finish, donate=(0,))
-        self._first_window = first_window
+        self._empty = _EmptyWindow(first_window)
 
     def empty_window(self, state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
-        """Returns the empty window for batches of this shape."""
-        return _zeros_of(self._first_window, state, batch, mask)
+        """Returns an empty window for the metrics of such batches."""
+        return self._empty(state, batch, mask)
 
 
-def _zeros_of(function: Any, *args: Any) -> Metrics:
-    """Evaluates `function` abstractly, then makes the empty metrics of that structure."""
-    shapes = jax.eval_shape(function, *args)
-    template = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return _empty(template)
+class _EmptyWindow:
+    """Makes empty windows; the structure is found once, by abstract evaluation."""
+
+    def __init__(self, first_window: Callable[..., Metrics]) -> None:
+        self._first_window = first_window
+        self._template: Metrics | None = None
+
+    def __call__(self, *args: Any) -> Metrics:
+        if self._template is None:
+            shapes = jax.eval_shape(self._first_window, *args)
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+            self._template = jax.device_get(_empty(zeros))
+        return jax.tree.map(jnp.array, self._template)  # a copy, for it will be donated
