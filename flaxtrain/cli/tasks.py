@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import flax.linen as nn
 
-from flaxtrain.errors import ArgumentError, unknown_name
+from flaxtrain.errors import ArgumentError, UnknownNameError, unknown_name
 from flaxtrain.train import LossFn
 
 __all__ = ["Config", "Task", "TaskBuilder", "find_task", "register_task"]
@@ -80,5 +80,7 @@ def find_task(name: str) -> TaskBuilder:
         UnknownNameError: there is none.
     """
     if name not in _TASKS:
-        raise unknown_name("task", name, _TASKS, where="config.task")
+        error = unknown_name("task", str(name), _TASKS, where="config.task")
+        hint = "; a task is known once the module that registers it is imported: do so in the config"
+        raise UnknownNameError(error.found, where=error.where, fix=f"{error.fix}{hint}")
     return _TASKS[name]

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.loop.length import surely_ragged
 from flaxtrain.loop.window import IN_FLIGHT, EvalProgram, as_numbers
 from flaxtrain.parallel import Compiled, place
-from flaxtrain.train import Recipe, TrainState, check_labels
+from flaxtrain.train import Recipe, TrainState, check_labels, eval_step
 from flaxtrain.typing import HostTree
 
-__all__ = ["checked", "evaluate", "predict"]
+__all__ = ["check_evaluation", "checked", "evaluate", "predict"]
+
+
+def check_evaluation(recipe: Recipe, stream: Stream) -> None:
+    """Runs one evaluation step abstractly: what is wrong is found before hours of training.
+
+    Raises:
+        FlaxtrainError: as `evaluate` on the first batch of `stream`.
+    """
+    if recipe.padding_problem is not None and surely_ragged(stream):
+        raise recipe.padding_problem
+    first = stream.example()
+    mask = first.mask if recipe.padding_problem is None else None
+    jax.eval_shape(partial(eval_step, recipe), jax.eval_shape(recipe.init), first.data, mask)
 
 
 def evaluate(
@@ -52,7 +67,9 @@ def checked(
     )
     for index, batch in enumerate(batches, start=first):
         if classes:
-            check_labels(recipe.loss_fn, batch.data, classes, where=f"{where}, batch {index}")
+            check_labels(
+                recipe.supervised, batch.data, classes, where=f"{where}, batch {index}"
+            )
         yield batch
 
 

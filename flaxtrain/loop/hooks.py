@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flaxtrain import checkpoint
 from flaxtrain.durations import parse, to_steps
-from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.monitor import ConsoleWriter, MetricWriter, MultiWriter, TensorBoardWriter
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ class Evaluate(Hook):
     """
 
     def __init__(self, ds: Any, every: Duration = "1ep", batch_size: int | None = None) -> None:
-        parse(every)
+        check_period(every, where="Evaluate(every=...)")
         self._ds, self._every, self._batch_size = ds, every, batch_size
         self._period = 0
         self._last = -1
 
     def on_start(self, run: Run) -> None:
         """Resolves the period against the length of the run."""
-        self._period = max(1, to_steps(self._every, run.horizon, where="eval_every"))
+        self._period = to_steps(self._every, run.horizon, where="Evaluate(every=...)")
 
     def on_step(self, run: Run) -> None:
         """Evaluates when it is time."""
@@ -93,7 +93,7 @@ class SaveEvery(Hook):
         self, every: Duration | None = None, directory: str | Path | None = None
     ) -> None:
         if every is not None:
-            parse(every)
+            check_period(every, where="SaveEvery(every=...)")
         self._every, self._directory = every, directory
         self._period: int | None = None
 
@@ -102,7 +102,7 @@ class SaveEvery(Hook):
         if self._directory is None:
             self._directory = run.checkpoint_directory
         if self._every is not None:
-            self._period = max(1, to_steps(self._every, run.horizon, where="SaveEvery"))
+            self._period = to_steps(self._every, run.horizon, where="SaveEvery(every=...)")
 
     def on_step(self, run: Run) -> None:
         """Saves when it is time."""
@@ -184,11 +184,27 @@ class TensorBoard(Hook):
             writer.close()
 
 
+def check_period(every: Duration, *, where: str) -> None:
+    """Refuses a period that is no duration, or zero."""
+    if parse(every, where=where).amount == 0:
+        raise ArgumentError(
+            f"a period of {every!r} is no period", where=where, fix="pass at least one step"
+        )
+
+
 def check_hooks(hooks: Any) -> tuple[Hook, ...]:
     """Refuses anything in `hooks` that is not a `Hook`."""
+    if not isinstance(hooks, (tuple, list)):
+        raise ArgumentTypeError(
+            f"{hooks!r} is a {type(hooks).__name__}, not a list of hooks",
+            where="Trainer(hooks=...)",
+            fix="pass a list: hooks=[...]",
+        )
     for index, hook in enumerate(hooks):
         if not isinstance(hook, Hook):
             raise ArgumentTypeError(
-                f"{hook!r} is not a Hook", where=f"hooks[{index}]", fix="derive it from ft.Hook"
+                f"{hook!r} is not a Hook",
+                where=f"Trainer(hooks=...), number {index}",
+                fix="pass an instance of a class derived from ft.Hook",
             )
     return tuple(hooks)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flaxtrain.checks import check_integer
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import ArgumentError
+from flaxtrain.errors import ArgumentError, DataError
 
-__all__ = ["check_length", "horizon_of", "surely_ragged"]
+__all__ = ["check_length", "check_repeats", "horizon_of", "surely_ragged"]
 
 
 def check_length(steps: int | None, epochs: int | None) -> None:
@@ -26,6 +28,22 @@ def check_length(steps: int | None, epochs: int | None) -> None:
     for name, value in (("steps", steps), ("epochs", epochs)):
         if value is not None:
             check_integer(name, value, minimum=1, where="fit")
+
+
+def check_repeats(ds: Any, epochs: int | None) -> None:
+    """Refuses several epochs over an iterator, before anything is taken out of it.
+
+    Raises:
+        DataError: `ds` can be iterated once only, and `epochs` is more than one.
+    """
+    once = hasattr(ds, "__next__") or getattr(ds, "repeats", True) is False
+    if once and epochs is not None and epochs > 1:
+        raise DataError(
+            f"epochs={epochs}, but the {type(ds).__name__} can be iterated once only",
+            where="fit",
+            fix="pass something that can be iterated again: a function that returns a new "
+            "iterator (lambda: make_batches()), a list of batches, or ft.data.batches(...)",
+        )
 
 
 def horizon_of(stream: Stream, steps: int | None, epochs: int | None) -> Horizon:

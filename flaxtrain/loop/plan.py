@@ -15,7 +15,7 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.params import Table, overview
 from flaxtrain.spec import OptSpec
-from flaxtrain.train import Recipe, SupervisedLoss
+from flaxtrain.train import CollectionLoss, Recipe
 
 __all__ = ["Plan", "spec_data", "spec_text"]
 
@@ -61,7 +61,7 @@ class Plan:
             table=overview(recipe.facts, decay=recipe.decay, trainable=recipe.trains),
             horizon=horizon,
             memory={kind: _bytes(tree) for kind, tree in kinds.items()},
-            loss=_loss_name(recipe.loss_fn),
+            loss=_loss_name(recipe),
             spec=spec_text(recipe.spec),
             learning_rate=_learning_rates(recipe, horizon),
             batch={
@@ -127,9 +127,12 @@ def _readable(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def _loss_name(loss_fn: Any) -> str:
-    if isinstance(loss_fn, SupervisedLoss):
-        return loss_fn.name
+def _loss_name(recipe: Recipe) -> str:
+    if recipe.supervised is not None:
+        return recipe.supervised.name
+    loss_fn = recipe.loss_fn
+    if isinstance(loss_fn, CollectionLoss):
+        loss_fn = loss_fn.loss_fn
     return getattr(loss_fn, "__name__", type(loss_fn).__name__)
 
 

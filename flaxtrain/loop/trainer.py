@@ -8,14 +8,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flaxtrain.checks import check_integer
 from flaxtrain.data import Stream, as_stream
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, StateError
-from flaxtrain.loop.evaluation import evaluate, predict
-from flaxtrain.loop.hooks import Console, Evaluate, Hook, SaveEvery, TensorBoard, check_hooks
+from flaxtrain.errors import ArgumentError, StateError
+from flaxtrain.loop.arguments import as_directory, check_arguments
+from flaxtrain.loop.evaluation import check_evaluation, evaluate, predict
+from flaxtrain.loop.hooks import (
+    Console,
+    Evaluate,
+    Hook,
+    SaveEvery,
+    TensorBoard,
+    check_hooks,
+    check_period,
+)
 from flaxtrain.loop.interrupt import DeferredInterrupt
-from flaxtrain.loop.length import check_length, horizon_of, surely_ragged
+from flaxtrain.loop.length import check_length, check_repeats, horizon_of, surely_ragged
 from flaxtrain.loop.plan import Plan
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import initial_or_resumed
@@ -26,7 +34,6 @@ from flaxtrain.spec import OptSpec
 from flaxtrain.train import (
     LossFn,
     Recipe,
-    SupervisedLoss,
     TrainState,
     make_recipe,
     predict_step,
@@ -56,7 +63,7 @@ class Trainer:
 
     Attributes:
         state: the training state, or None before the first `fit`.
-        recipe: what does not change in the run, or None before the first `fit` or `plan`.
+        recipe: what does not change in the run, or None before the first `fit`.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
@@ -85,23 +92,10 @@ class Trainer:
         log_every: int = 50,
         verbose: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ArgumentTypeError(
-                f"{model!r} is not a Linen module",
-                where="Trainer(model)",
-                fix="pass an instance of flax.linen.Module",
-            )
-        if not isinstance(opt_spec, OptSpec):
-            raise ArgumentTypeError(
-                f"{opt_spec!r} is a {type(opt_spec).__name__}, not an OptSpec",
-                where="Trainer(opt_spec)",
-                fix="wrap it: OptSpec('adamw', learning_rate=1e-3) or OptSpec(transformation)",
-            )
-        check_integer("seed", seed, where="Trainer")
-        check_integer("log_every", log_every, minimum=1, where="Trainer")
+        check_arguments(model, opt_spec, loss, metrics, seed, log_every)
         self.model, self.spec, self.loss, self.metrics = model, opt_spec, loss, metrics
         self.seed, self.log_every, self.verbose = seed, log_every, verbose
-        self.workdir = None if workdir is None else Path(workdir)
+        self.workdir = as_directory(workdir)
         self.hooks = check_hooks(hooks)
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
@@ -148,8 +142,10 @@ class Trainer:
             NonFiniteError: the run diverged; `state` is the last good one.
             KeyboardInterrupt: Ctrl-C; `state` is the one after the last step.
         """
-        stream, notes = self._stream(ds, batch_size, shuffle=True)
         check_length(steps, epochs)
+        check_repeats(ds, epochs)
+        check_period(eval_every, where="fit(eval_every=...)")
+        stream, notes = self._stream(ds, batch_size, shuffle=True)
         if steps is None and epochs is None:
             epochs = 1
             notes.append("neither steps= nor epochs= was given: one epoch")
@@ -157,9 +153,9 @@ class Trainer:
         horizon = horizon_of(stream, steps, epochs)
         recipe = self._build(stream, horizon)
         notes += self._inferred(recipe)
+        evaluation = self._evaluation(recipe, eval_ds, eval_every, batch_size)
         if self.state is None:
             self.state = initial_or_resumed(recipe, self.seed, self.workdir, notes)
-        evaluation = () if eval_ds is None else (Evaluate(eval_ds, eval_every, batch_size),)
         run = Run(
             recipe=recipe,
             state=self.state,
@@ -236,8 +232,8 @@ class Trainer:
             epochs: as for `fit`.
             batch_size: as for `fit`.
         """
-        stream, notes = self._stream(ds, batch_size, shuffle=True)
         check_length(steps, epochs)
+        stream, notes = self._stream(ds, batch_size, shuffle=True)
         if steps is None and epochs is None:
             epochs = 1
         horizon = horizon_of(stream, steps, epochs)
@@ -255,25 +251,36 @@ class Trainer:
         return stream, []
 
     def _build(self, stream: Stream, horizon: Horizon, keep: bool = True) -> Recipe:
-        if self.recipe is not None:
-            return self.recipe
-        recipe = make_recipe(
-            self.model,
-            self.spec,
-            stream.example().data,
-            loss=self.loss,
-            metrics=self.metrics,
-            horizon=horizon,
-        )
+        recipe = self.recipe if self.state is not None else None
+        if recipe is None:
+            recipe = make_recipe(
+                self.model,
+                self.spec,
+                stream.example().data,
+                loss=self.loss,
+                metrics=self.metrics,
+                horizon=horizon,
+            )
         if recipe.padding_problem is not None and surely_ragged(stream):
             raise recipe.padding_problem
         if keep:
             self.recipe = recipe
         return recipe
 
+    def _evaluation(
+        self, recipe: Recipe, ds: Any, every: int | str, batch_size: int | None
+    ) -> tuple[Hook, ...]:
+        """Returns the hook that evaluates on `ds`, which is looked at before training."""
+        if ds is None:
+            return ()
+        size = batch_size if isinstance(ds, (dict, tuple)) else None
+        stream, _ = self._stream(ds, size, shuffle=False)
+        check_evaluation(recipe, stream)
+        return (Evaluate(stream, every),)
+
     def _inferred(self, recipe: Recipe) -> list[str]:
-        loss = recipe.loss_fn
-        if self.loss is None and isinstance(loss, SupervisedLoss):
+        loss = recipe.supervised
+        if self.loss is None and loss is not None:
             return [f"loss= was not given, inferred from the targets: {loss.name}"]
         return []
 

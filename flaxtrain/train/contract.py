@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.errors import LossError
+from flaxtrain.errors import FlaxtrainError, LossError, MissingKeyError, nearest
 from flaxtrain.metrics import Mean, Terms
 from flaxtrain.train.model import BoundModel
 from flaxtrain.typing import Array, Batch
 
-__all__ = ["STEP_METRICS", "LossFn", "LossOutput", "call_loss"]
+__all__ = ["STEP_METRICS", "LossFn", "LossOutput", "call_loss", "run_loss"]
 
 LossFn = Callable[[Any, Batch], Any]
 """`loss_fn(model, batch) -> loss | (loss, metrics)`; `model` is a `BoundModel`."""
@@ -46,6 +46,27 @@ class LossOutput:
     metrics: dict[str, Any]
 
 
+def run_loss(loss_fn: LossFn, model: Any, batch: Batch) -> Any:
+    """Calls a loss function; a key that the batch lacks is told with the keys that it has.
+
+    Raises:
+        MissingKeyError: the loss function raised `KeyError` for a key that the batch lacks.
+    """
+    try:
+        return loss_fn(model, batch)
+    except KeyError as error:
+        key = error.args[0] if error.args else None
+        if isinstance(error, FlaxtrainError) or not isinstance(batch, Mapping) or key in batch:
+            raise
+        near = nearest(str(key), batch)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise MissingKeyError(
+            f"the loss function raised KeyError: {key!r}, and the batch has no such key",
+            where="loss_fn",
+            fix=f"{hint}The batch has {', '.join(map(repr, batch))}",
+        ) from error
+
+
 def call_loss(loss_fn: LossFn, model: BoundModel, batch: Batch) -> LossOutput:
     """Runs a loss function and brings what it returns into one form.
 
@@ -58,21 +79,8 @@ def call_loss(loss_fn: LossFn, model: BoundModel, batch: Batch) -> LossOutput:
         LossError: the loss function breaks the contract.
     """
     rows = _rows(batch)
-    returned = loss_fn(model, batch)
-    loss, metrics = returned if isinstance(returned, tuple) else (returned, {})
-    if not isinstance(metrics, Mapping):
-        raise LossError(
-            f"the second thing the loss function returned is a {type(metrics).__name__}",
-            where="loss_fn",
-            fix="return loss, or (loss, {name: metric})",
-        )
-    clash = sorted(set(metrics) & set(STEP_METRICS))
-    if clash:
-        raise LossError(
-            f"metric name {clash[0]!r} is one that the step itself reports",
-            where="loss_fn",
-            fix=f"choose another name than {', '.join(STEP_METRICS)}",
-        )
+    loss, metrics = _pair(run_loss(loss_fn, model, batch))
+    _check_names(metrics, allowed=getattr(loss_fn, "may_report", ()))
     total = _weighted("loss", loss, model, rows)
     if isinstance(total, Mean):
         total = Terms((total,))
@@ -84,6 +92,40 @@ def call_loss(loss_fn: LossFn, model: BoundModel, batch: Batch) -> LossOutput:
         )
     named = {name: _weighted(name, value, model, rows) for name, value in metrics.items()}
     return LossOutput(total, {"loss": total, **named})
+
+
+def _pair(returned: Any) -> tuple[Any, Mapping[str, Any]]:
+    if not isinstance(returned, tuple):
+        return returned, {}
+    form = "return loss, or (loss, {name: metric})"
+    if len(returned) != 2:
+        raise LossError(
+            f"the loss function returned {len(returned)} things", where="loss_fn", fix=form
+        )
+    if not isinstance(returned[1], Mapping):
+        kind = "array" if isinstance(returned[1], Array) else type(returned[1]).__name__
+        raise LossError(
+            f"the second thing that the loss function returned is a {kind}, not a dict",
+            where="loss_fn",
+            fix=form,
+        )
+    return returned
+
+
+def _check_names(metrics: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    for name in metrics:
+        if not isinstance(name, str):
+            raise LossError(
+                f"the metric name {name!r} is a {type(name).__name__}",
+                where="loss_fn",
+                fix="name metrics with strings",
+            )
+        if name in STEP_METRICS and name not in allowed:
+            raise LossError(
+                f"metric name {name!r} is one that the step itself reports",
+                where="loss_fn",
+                fix=f"choose another name than {', '.join(STEP_METRICS)}",
+            )
 
 
 def _rows(batch: Batch) -> int:
@@ -104,6 +146,12 @@ def _weighted(name: str, value: Any, model: BoundModel, rows: int) -> Any:
     if hasattr(value, "merge") and hasattr(value, "compute"):
         return value
     array = _as_array(name, value)
+    if name == "loss" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise LossError(
+            f"the loss has dtype {array.dtype}, which has no gradient",
+            where="loss_fn",
+            fix="return a real floating-point value that depends on the model's output",
+        )
     if array.ndim == 0:
         if model.mask is not None:
             raise LossError(

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError, ScopeParamNotFoundError, ScopeParamShapeError
 
 from flaxtrain.errors import ModelError
 from flaxtrain.typing import Array, Collections, Key, Params
@@ -122,7 +123,7 @@ class BoundModel:
         kwargs = with_train_flag(self.module, self.train, method, args, kwargs)
         index, self._calls = self._calls, self._calls + 1
         mutable = [*self.collections, *self._sown_names] if self.train else []
-        with _row_mask(self.mask), _explained_rng_error(self.module, self.train):
+        with _row_mask(self.mask), _explained(self.module, self.train):
             output = self.module.apply(
                 {"params": self.params, **self.collections},
                 *args,
@@ -187,20 +188,29 @@ def _as_stored(new: Array, old: Array) -> Array:
 
 
 @contextmanager
-def _explained_rng_error(module: nn.Module, train: bool) -> Iterator[None]:
-    from flax.errors import InvalidRngError
-
+def _explained(module: nn.Module, train: bool) -> Iterator[None]:
     try:
         yield
+    except (ScopeParamShapeError, ScopeParamNotFoundError) as error:
+        raise ModelError(
+            f"the parameters don't fit this call: {_without_link(error)}",
+            where=f"{type(module).__name__}.__call__",
+            fix="give inputs with the shapes of the training data, except for the batch axis",
+        ) from error
     except InvalidRngError as error:
         if train:
             raise
         flags = ", ".join(TRAIN_FLAGS)
         raise ModelError(
-            f"the model draws random numbers in evaluation ({error})",
+            f"the model draws random numbers in evaluation ({_without_link(error)})",
             where=f"{type(module).__name__}.__call__",
             fix=f"give it one of the arguments {flags} and pass it on to nn.Dropout",
         ) from error
+
+
+def _without_link(error: Exception) -> str:
+    """Returns the message without flax's pointer to its documentation."""
+    return str(error).split(" (https://")[0].rstrip(".")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from flax.core import meta
 
 from flaxtrain.errors import FlaxtrainError
 from flaxtrain.params import Facts, facts_from
-from flaxtrain.train.contract import LossFn, LossOutput, call_loss
+from flaxtrain.train.contract import LossFn, LossOutput, call_loss, run_loss
 from flaxtrain.train.initialise import InitialisingModel
 from flaxtrain.train.model import BoundModel
 from flaxtrain.train.rows import row_weights
@@ -42,7 +42,7 @@ class Probe:
     ) -> InitialisingModel:
         """Runs the loss function on a model that initialises itself, and returns that model."""
         model = InitialisingModel(self.module, {"params": key, **(extra_rngs or {})})
-        self.loss_fn(model, _zeros(self.example))
+        run_loss(self.loss_fn, model, _zeros(self.example))
         return model
 
     def returned(self) -> Any:

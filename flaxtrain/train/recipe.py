@@ -12,7 +12,7 @@ from flax.core import meta
 
 from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import EmptyDatasetError, FlaxtrainError, LossError
+from flaxtrain.errors import EmptyDatasetError, FlaxtrainError
 from flaxtrain.optim import GradientTransformation
 from flaxtrain.params import Facts, ParamFact
 from flaxtrain.spec import OptSpec, build
@@ -20,7 +20,7 @@ from flaxtrain.train.contract import LossFn
 from flaxtrain.train.model import BoundModel, call_arguments
 from flaxtrain.train.probe import Probe
 from flaxtrain.train.state import TrainState
-from flaxtrain.train.supervised import SupervisedLoss, infer_loss
+from flaxtrain.train.supervised import SupervisedLoss, check_loss, infer_loss
 from flaxtrain.train.with_collection import CollectionLoss
 from flaxtrain.tree import Path
 from flaxtrain.typing import Batch, Collections, Key, Params
@@ -58,6 +58,13 @@ class Recipe:
     padding_problem: FlaxtrainError | None
     example: Batch
     output: Any
+
+    @property
+    def supervised(self) -> SupervisedLoss | None:
+        """The supervised loss, inferred or given by name; None for a loss function."""
+        collected = isinstance(self.loss_fn, CollectionLoss)
+        loss: Any = self.loss_fn.loss_fn if collected else self.loss_fn
+        return loss if isinstance(loss, SupervisedLoss) else None
 
     @property
     def decay(self) -> dict[str, Any]:
@@ -135,6 +142,7 @@ def make_recipe(
 
     Raises:
         LossError: no loss can be inferred, or it breaks the contract.
+        ArgumentTypeError: `loss` is not of these kinds.
         ModelError: the module can't be run as it is.
 
     Example:
@@ -179,14 +187,9 @@ def _resolve_loss(
     module: nn.Module, loss: LossFn | str | None, example: Batch
 ) -> tuple[LossFn, Any]:
     """Returns the loss function, and for a supervised loss what the model puts out."""
+    check_loss(loss)
     if callable(loss):
         return loss, None
-    if loss is not None and not isinstance(loss, str):
-        raise LossError(
-            f"loss={loss!r} is a {type(loss).__name__}",
-            where="Trainer(loss=...)",
-            fix="pass a function loss_fn(model, batch), the name of a loss, or None",
-        )
     arguments = call_arguments(module)
     named = None if loss is None else SupervisedLoss(loss, arguments)
     wanted = target(example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.data.inputs import model_inputs, target
-from flaxtrain.errors import LossError, unknown_name
+from flaxtrain.data.inputs import example_weights, model_inputs, target
+from flaxtrain.errors import ArgumentTypeError, LossError, unknown_name
 from flaxtrain.losses import (
     absolute_error,
     softmax_cross_entropy_with_integer_labels,
@@ -18,7 +19,7 @@ from flaxtrain.losses import (
 )
 from flaxtrain.typing import Array, Batch
 
-__all__ = ["SUPERVISED", "SupervisedLoss", "check_labels", "infer_loss"]
+__all__ = ["SUPERVISED", "SupervisedLoss", "check_labels", "check_loss", "infer_loss"]
 
 CUSTOM_LOSS = """write the loss yourself:
          def loss_fn(model, batch):
@@ -80,6 +81,37 @@ class SupervisedLoss:
         return outputs["loss"], {metric_name: values}
 
 
+def check_loss(loss: Any) -> None:
+    """Refuses a loss that is neither a function of `(model, batch)` nor a known name nor None.
+
+    Raises:
+        UnknownNameError: there is no loss of that name.
+        ArgumentTypeError: it has another type, or does not take these two arguments.
+    """
+    if loss is None or (isinstance(loss, str) and loss in SUPERVISED):
+        return
+    if isinstance(loss, str):
+        raise unknown_name("loss", loss, SUPERVISED, where="Trainer(loss=...)")
+    if not callable(loss):
+        raise ArgumentTypeError(
+            f"loss={loss!r} is a {type(loss).__name__}",
+            where="Trainer(loss=...)",
+            fix="pass a function loss_fn(model, batch), the name of a loss, or None",
+        )
+    try:
+        signature = inspect.signature(loss)
+    except ValueError:  # a function written in C may have none
+        return
+    try:
+        signature.bind("model", "batch")
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"the loss function has the signature {signature}",
+            where="Trainer(loss=...)",
+            fix="write it with two arguments: def loss_fn(model, batch)",
+        ) from error
+
+
 def _per_example(values: Array) -> Array:
     """Averages over all axes but the batch axis."""
     return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
@@ -88,7 +120,8 @@ def _per_example(values: Array) -> Array:
 def _check_fit(loss: SupervisedLoss, prediction: Any, wanted: Any) -> None:
     problem = _misfit(loss.classifies, prediction, wanted)
     if problem is not None:
-        raise LossError(problem, where=f"loss {loss.name!r}", fix=CUSTOM_LOSS)
+        fix = _hint(prediction, wanted) + CUSTOM_LOSS
+        raise LossError(problem, where=f"loss {loss.name!r}", fix=fix)
 
 
 def _misfit(classifies: bool, prediction: Any, wanted: Any) -> str | None:
@@ -135,27 +168,23 @@ def infer_loss(prediction: Any, wanted: Any, arguments: tuple[str, ...]) -> Supe
     else:
         problem = _misfit(bool(integers), prediction, wanted)
     if problem is not None:
-        hint = _float_label_hint(prediction, wanted)
         raise LossError(
             f"no loss was given, and none can be inferred: {problem}",
             where="Trainer(loss=None)",
-            fix=hint + CUSTOM_LOSS,
+            fix=_hint(prediction, wanted) + CUSTOM_LOSS,
         )
     name = "softmax_cross_entropy_with_integer_labels" if integers else "squared_error"
     return SupervisedLoss(name, arguments)
 
 
-def _float_label_hint(prediction: Any, wanted: Any) -> str:
+def _hint(prediction: Any, wanted: Any) -> str:
+    """Names the two usual mistakes with floats: labels as floats, and a last axis of size 1."""
     shape = getattr(prediction, "shape", ())
-    if (
-        jnp.issubdtype(wanted.dtype, jnp.floating)
-        and shape[:-1] == wanted.shape
-        and shape[-1:] > (1,)
-    ):
-        return (
-            "if the targets are class labels, make them integers: labels.astype('int32'); or "
-        )
-    return ""
+    if not jnp.issubdtype(wanted.dtype, jnp.floating) or shape[:-1] != wanted.shape:
+        return ""
+    if shape[-1:] == (1,):
+        return "give the targets the shape of the predictions: targets[..., None]; or "
+    return "if the targets are class labels, make them integers: labels.astype('int32'); or "
 
 
 def check_labels(loss: Any, batch: Batch, classes: int, *, where: str) -> None:
@@ -177,13 +206,24 @@ def check_labels(loss: Any, batch: Batch, classes: int, *, where: str) -> None:
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        row = tuple(int(i) for i in np.argwhere(labels == wrong)[0])
-        raise LossError(
-            f"label {wrong} is out of range: the model predicts {classes} classes, "
-            f"0 to {classes - 1}",
-            where=f"{where}, row {row[0]}",
-            fix=f"give the model {high + 1} outputs, or correct the labels"
-            if low >= 0
-            else "leave such examples out, or give them weight 0 with a loss of your own",
-        )
+        _check_counting_labels(labels, example_weights(batch), classes, where)
+
+
+def _check_counting_labels(labels: np.ndarray, weights: Any, classes: int, where: str) -> None:
+    """Raises for the first label out of range in a row that counts."""
+    bad = (labels < 0) | (labels >= classes)
+    if weights is not None:
+        bad &= (np.asarray(weights) != 0).reshape(-1, *(1,) * (labels.ndim - 1))
+    places = np.argwhere(bad)
+    if not len(places):
+        return
+    wrong = int(labels[tuple(places[0])])
+    raise LossError(
+        f"label {wrong} is out of range: the model predicts {classes} classes, "
+        f"0 to {classes - 1}",
+        where=f"{where}, row {int(places[0][0])}",
+        fix=f"give the model {int(labels[bad].max()) + 1} outputs, or correct the labels"
+        if wrong >= 0
+        else "correct the labels, leave such examples out, or give them weight 0 (an entry "
+        "'mask' or 'weight' of the batch, one number per example)",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from flaxtrain.errors import LossError
 from flaxtrain.metrics.clu_adapter import collection_metrics
@@ -27,6 +27,8 @@ class CollectionLoss:
 
     loss_fn: LossFn
     collection: Any
+    may_report: ClassVar[tuple[str, ...]] = ("loss",)
+    """Names of the step's own metrics that a collection may define: flax's examples do."""
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
         """Returns the loss and clu's metrics, formed with the row mask."""
@@ -39,7 +41,8 @@ class CollectionLoss:
 
     def _custom(self, model: Any, batch: Batch) -> tuple[Any, Mapping[str, Any]]:
         returned = self.loss_fn(model, batch)
-        if not (isinstance(returned, tuple) and isinstance(returned[1], Mapping)):
+        pair = isinstance(returned, tuple) and len(returned) == 2
+        if not (pair and isinstance(returned[1], Mapping)):
             raise LossError(
                 "the loss function returns no outputs for the metrics collection",
                 where="loss_fn",
