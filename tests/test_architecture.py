@@ -40,7 +40,9 @@ LAYERS: dict[str, int] = {
     "flaxtrain.checkpoint": 4,
     "flaxtrain.loop": 5,
     "flaxtrain.cli": 6,
+    "flaxtrain.__main__": 7,  # `python -m flaxtrain`
     "flaxtrain": 7,  # the front door, flaxtrain/__init__.py
+    "flaxtrain.__main__": 7,  # python -m flaxtrain
     "flaxtrain.compat": 8,  # doors for other libraries' users; imported by nothing
 }
 

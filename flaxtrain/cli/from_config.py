@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flaxtrain.cli.tasks import Config, Task, find_task
-from flaxtrain.data import Stream, as_stream
-from flaxtrain.errors import ArgumentTypeError, unknown_name
+from flaxtrain.data import Stream, as_stream, is_arrays
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.loop import Trainer
-from flaxtrain.schedules import from_dict
+from flaxtrain.schedules import FACTORIES, from_dict
 from flaxtrain.spec import OptSpec
 
 __all__ = ["fit_arguments", "spec_from_config", "trainer_from_config"]
@@ -32,6 +33,10 @@ FIELDS: Mapping[str, str] = {
 }
 """What a config may hold."""
 
+_FORMS = {
+    "opt": "{'optimizer': 'adamw', 'learning_rate': 1e-3}",
+    "schedule": "{'schedule': 'cosine_decay_schedule', 'decay_steps': '100%'}",
+}
 _PEAK = ("peak_value", "init_value", "value")
 
 
@@ -43,32 +48,54 @@ def spec_from_config(config: Config) -> OptSpec:
 
     Raises:
         UnknownNameError: a name is not known.
+        ArgumentError: something is missing, or out of range.
+        ArgumentTypeError: a value has the wrong type.
 
     Example:
         >>> spec_from_config(ConfigDict({"opt": {"optimizer": "sgd", "learning_rate": 0.1}}))
         OptSpec('sgd', learning_rate=0.1)
     """
-    arguments: dict[str, Any] = dict(config.opt.to_dict())
-    schedule = config.get("schedule")
-    if schedule:
-        data = dict(schedule.to_dict())
-        accepted = from_dict_arguments(data["schedule"])
-        peak = next(name for name in _PEAK if name in accepted)
-        data.setdefault(peak, arguments["learning_rate"])
+    arguments = _section(config, "opt")
+    if "optimizer" not in arguments:
+        raise _missing("config.opt", "optimizer", "name one: 'adamw'")
+    if config.get("schedule"):
+        data = _section(config, "schedule")
+        peak = _peak_of(data)
+        if peak is not None and peak not in data:
+            if "learning_rate" not in arguments:
+                raise _missing("config.opt", "learning_rate", "give the schedule's peak: 1e-3")
+            data[peak] = arguments["learning_rate"]
         arguments["learning_rate"] = from_dict(data)
     return OptSpec(**arguments)
 
 
-def from_dict_arguments(name: str) -> tuple[str, ...]:
-    """Returns the names of the arguments of a schedule."""
-    import inspect
+def _peak_of(data: Mapping[str, Any]) -> str | None:
+    """Returns the argument of a schedule that `opt.learning_rate` stands for."""
+    name = data.get("schedule")
+    if name is None:
+        raise _missing("config.schedule", "schedule", "name one: 'cosine_decay_schedule'")
+    if name not in FACTORIES:
+        raise unknown_name("schedule", str(name), FACTORIES, where="config.schedule")
+    accepted = inspect.signature(FACTORIES[name]).parameters
+    return next((peak for peak in _PEAK if peak in accepted), None)
 
-    from flaxtrain import schedules
 
-    factory = getattr(schedules, name, None)
-    if factory is None:
-        raise unknown_name("schedule", name, schedules.__all__, where="config.schedule")
-    return tuple(inspect.signature(factory).parameters)
+def _section(config: Config, name: str) -> dict[str, Any]:
+    """Returns a part of the config as a plain dict."""
+    if name not in config:
+        raise _missing("config", name, f"add {name}={_FORMS[name]}")
+    part = config[name]
+    if not isinstance(part, ConfigDict):
+        raise ArgumentTypeError(
+            f"config.{name} is a {type(part).__name__}, not a dict of arguments",
+            where=f"config.{name}",
+            fix=f"write {name}={_FORMS[name]}",
+        )
+    return dict(part.to_dict())
+
+
+def _missing(where: str, name: str, fix: str) -> ArgumentError:
+    return ArgumentError(f"{name} is missing", where=where, fix=fix)
 
 
 def trainer_from_config(
@@ -83,6 +110,8 @@ def trainer_from_config(
 
     Raises:
         UnknownNameError: the task, the optimizer or a field of the config is not known.
+        ArgumentError: something is missing, or out of range.
+        ArgumentTypeError: a value has the wrong type.
     """
     if not isinstance(config, ConfigDict):
         raise ArgumentTypeError(
@@ -94,6 +123,8 @@ def trainer_from_config(
     for name in fields:
         if name not in FIELDS:
             raise unknown_name("config field", name, FIELDS, where=f"config.{name}")
+    if "task" not in fields:
+        raise _missing("config", "task", "name a registered task: task='digits'")
     task = find_task(fields["task"])(config)
     trainer = Trainer(
         task.model,
@@ -123,5 +154,5 @@ def fit_arguments(config: Config, task: Task, seed: int = 0) -> dict[str, Any]:
 
 
 def _stream(ds: Any, batch_size: int | None, *, shuffle: bool, seed: int) -> Stream:
-    size = batch_size if isinstance(ds, (dict, tuple)) else None
+    size = batch_size if is_arrays(ds) else None
     return as_stream(ds, batch_size=size, shuffle=shuffle, seed=seed)

@@ -7,14 +7,18 @@ flaxtrain plan --config=configs/digits.py
 from __future__ import annotations
 
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from flaxtrain.cli.from_config import fit_arguments, trainer_from_config
-from flaxtrain.errors import FlaxtrainError, unknown_name
+from flaxtrain.errors import ArgumentError, FlaxtrainError, UnknownNameError, unknown_name
 
 __all__ = ["fit", "main", "plan"]
 
@@ -23,8 +27,11 @@ def fit(config: ConfigDict, workdir: str | None) -> None:
     """Trains what the config describes and prints the final metrics."""
     trainer, task = trainer_from_config(config, workdir)
     result = trainer.fit(**fit_arguments(config, task))
-    final = result.history.val[-1] if result.history.val else result.history.train[-1]
-    print("final  " + "  ".join(f"{name} {value:.4g}" for name, value in final.items()))
+    rows = result.history.val or result.history.train
+    if rows:
+        print("final  " + "  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+    else:
+        print(f"the run was finished already, at step {int(result.state.step)}")
     if workdir is not None:
         print(f"tensorboard --logdir {workdir}")
 
@@ -60,13 +67,62 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run(rest: Sequence[str]) -> None:
         try:
+            _check_rest(rest, command)
             COMMANDS[command](config.value, workdir.value)
         except FlaxtrainError as error:
             _fail(error)
 
-    app.run(run, argv=words)
+    app.run(run, argv=words, flags_parser=_parse)
 
 
-def _fail(error: FlaxtrainError) -> None:
+def _parse(words: list[str]) -> list[str]:
+    """Reads the flags. What ml_collections answers with a traceback is said in our own form."""
+    try:
+        _check_config_file(words)
+        return app.parse_flags_with_usage(words)
+    except FlaxtrainError as error:
+        _fail(error)
+    except (AttributeError, KeyError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(frame.filename.endswith("config_path.py") for frame in frames):
+            raise  # an error inside the config file, which its author has to see
+        _fail(_unknown_field(str(error), words))
+
+
+def _check_config_file(words: Sequence[str]) -> None:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        path = Path((value if equals else following).split(":")[0])
+        if name in ("--config", "-config") and not path.is_file():
+            raise ArgumentError(
+                f"there is no config file {str(path)!r}",
+                where="--config",
+                fix="give the path of a Python file that defines get_config()",
+            )
+
+
+def _unknown_field(message: str, words: Sequence[str]) -> UnknownNameError:
+    flags_given = [word.partition("=")[0] for word in words if word.startswith("--config.")]
+    named = re.findall(r"\w+", message)
+    wrong = [(flag, name) for flag in flags_given for name in flag.split(".") if name in named]
+    guess = re.search(r'Did you mean "([^"]+)"', message)
+    hint = f"did you mean {guess[1]!r}? " if guess else ""
+    return UnknownNameError(
+        f"the config has no field {wrong[0][1]!r}" if wrong else message,
+        where=wrong[0][0] if wrong else ", ".join(flags_given),
+        fix=f"{hint}An override changes a field that the config file has",
+    )
+
+
+def _check_rest(rest: Sequence[str], command: str) -> None:
+    if len(rest) > 1:
+        raise ArgumentError(
+            f"{rest[1]!r} is not expected",
+            where=f"flaxtrain {command}",
+            fix="write options with two dashes: --config=configs/digits.py",
+        )
+
+
+def _fail(error: FlaxtrainError) -> NoReturn:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(1)

@@ -81,6 +81,9 @@ def find_task(name: str) -> TaskBuilder:
     """
     if name not in _TASKS:
         error = unknown_name("task", str(name), _TASKS, where="config.task")
-        hint = "; a task is known once the module that registers it is imported: do so in the config"
-        raise UnknownNameError(error.found, where=error.where, fix=f"{error.fix}{hint}")
+        raise UnknownNameError(
+            error.found,
+            where=error.where,
+            fix=f"{error.fix}; import the module that registers it in the config's file",
+        )
     return _TASKS[name]

@@ -5,7 +5,7 @@ from flaxtrain.data.digits import digits
 from flaxtrain.data.inputs import example_weights, model_inputs, target
 from flaxtrain.data.padding import HostBatch, pad
 from flaxtrain.data.prefetch import Prefetcher, prefetch
-from flaxtrain.data.stream import DEFAULT_BATCH_SIZE, Stream, as_stream
+from flaxtrain.data.stream import DEFAULT_BATCH_SIZE, Stream, as_stream, is_arrays
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
@@ -17,6 +17,7 @@ __all__ = [
     "batches",
     "digits",
     "example_weights",
+    "is_arrays",
     "model_inputs",
     "pad",
     "prefetch",

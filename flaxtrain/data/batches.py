@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -59,6 +59,10 @@ class ArrayBatches:
         """Batches per epoch."""
         full, rest = divmod(self.examples, self.batch_size)
         return full + (rest > 0 and not self.drop_remainder)
+
+    def in_order(self) -> ArrayBatches:
+        """Returns the same batches without shuffling, every example once."""
+        return replace(self, shuffle=False, drop_remainder=False)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of epoch 0; another epoch has to be asked for, see `epoch`."""

@@ -14,7 +14,7 @@ from flaxtrain.data.padding import HostBatch, pad_arrays
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, BatchError
 from flaxtrain.typing import HostTree
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Stream", "as_stream"]
+__all__ = ["DEFAULT_BATCH_SIZE", "Stream", "as_stream", "is_arrays"]
 
 DEFAULT_BATCH_SIZE = 128
 """Rows per batch when arrays are given without a batch size."""
@@ -151,6 +151,16 @@ class ArrayStream:
         return pad_arrays(canonical_tree(batch, place), self.rows, place)
 
 
+def is_arrays(ds: Any) -> bool:
+    """Whether a data set is arrays, which `batch_size=` cuts, rather than batches.
+
+    Example:
+        >>> is_arrays({"x": [1.0, 2.0]}), is_arrays([{"x": 1.0}])
+        (True, False)
+    """
+    return isinstance(ds, (Mapping, tuple)) or is_array(ds)
+
+
 def as_stream(
     ds: Any, batch_size: int | None = None, *, shuffle: bool = False, seed: int = 0
 ) -> Stream:
@@ -187,7 +197,7 @@ def as_stream(
     """
     if batch_size is not None:
         check_integer("batch_size", batch_size, minimum=1, where="as_stream")
-    if isinstance(ds, (Mapping, tuple)) or is_array(ds):
+    if is_arrays(ds):
         size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
         source = batches(ds, size, shuffle=shuffle, seed=seed)
         return ArrayStream(source, default_size=batch_size is None)

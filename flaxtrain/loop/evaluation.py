@@ -54,7 +54,7 @@ def evaluate(
         in_flight.append(token)
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().block_until_ready()
-    values, _ = program.finish(window)
+    values, _, _ = program.finish(window)
     return as_numbers(jax.device_get(values))
 
 

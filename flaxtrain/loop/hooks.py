@@ -8,9 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from flaxtrain import checkpoint
 from flaxtrain.durations import parse, to_steps
-from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError
+from flaxtrain.loop.length import used_up_by_one_pass
 from flaxtrain.monitor import ConsoleWriter, MetricWriter, MultiWriter, TensorBoardWriter
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ class Hook:
     def on_eval(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """An evaluation is done."""
 
+    def on_last_step(self, run: Run) -> None:
+        """All steps are done and no error has come up; other hooks still listen."""
+
     def on_exception(self, run: Run, error: BaseException) -> None:
         """The run ends with an error; `run.state` is the last good state."""
 
@@ -55,29 +61,41 @@ class Evaluate(Hook):
 
     Args:
         ds: the data set to evaluate on.
-        every: a duration: steps, or `"1ep"`, `"10%"`.
+        every: a duration: steps, or `"1ep"`, `"10%"`; None for the end only.
         batch_size: for a data set given as arrays.
     """
 
-    def __init__(self, ds: Any, every: Duration = "1ep", batch_size: int | None = None) -> None:
-        check_period(every, where="Evaluate(every=...)")
+    def __init__(
+        self, ds: Any, every: Duration | None = "1ep", batch_size: int | None = None
+    ) -> None:
+        if every is not None:
+            check_period(every, where="Evaluate(every=...)")
         self._ds, self._every, self._batch_size = ds, every, batch_size
-        self._period = 0
+        self._period: int | None = None
         self._last = -1
 
     def on_start(self, run: Run) -> None:
         """Resolves the period against the length of the run."""
-        self._period = to_steps(self._every, run.horizon, where="Evaluate(every=...)")
+        if self._every is not None:
+            self._period = to_steps(self._every, run.horizon, where="eval_every")
+        once = self._period in (None, run.total)
+        if not once and used_up_by_one_pass(self._ds):
+            raise DataError(
+                "the evaluation data set can be iterated once only, for several evaluations",
+                where="eval_ds",
+                fix="pass arrays, a list of batches, or a function that returns a new iterator",
+            )
 
     def on_step(self, run: Run) -> None:
         """Evaluates when it is time."""
-        if run.batches % self._period == 0 or run.at_end:
+        due = self._period is not None and run.batches % self._period == 0
+        if due or run.at_end:
             run.evaluate(self._ds, batch_size=self._batch_size)
             self._last = run.batches
 
-    def on_end(self, run: Run) -> None:
+    def on_last_step(self, run: Run) -> None:
         """Evaluates once more if the run ended between two evaluations."""
-        if run.error is None and self._last != run.batches and run.dispatched:
+        if self._last != run.batches and run.dispatched:
             run.evaluate(self._ds, batch_size=self._batch_size)
 
 
@@ -95,12 +113,12 @@ class SaveEvery(Hook):
         if every is not None:
             check_period(every, where="SaveEvery(every=...)")
         self._every, self._directory = every, directory
+        self._target: Path | None = None
         self._period: int | None = None
 
     def on_start(self, run: Run) -> None:
         """Resolves the period against the length of the run."""
-        if self._directory is None:
-            self._directory = run.checkpoint_directory
+        self._target = Path(self._directory or run.checkpoint_directory)
         if self._every is not None:
             self._period = to_steps(self._every, run.horizon, where="SaveEvery(every=...)")
 
@@ -114,8 +132,8 @@ class SaveEvery(Hook):
         self._save(run)
 
     def _save(self, run: Run) -> None:
-        assert self._directory is not None
-        path = checkpoint.step_path(self._directory, run.batches)
+        assert self._target is not None
+        path = checkpoint.step_path(self._target, int(jax.device_get(run.state.step)))
         if not path.exists():
             with run.throughput.pause():
                 checkpoint.save(path, run.state, meta=run.checkpoint_meta())

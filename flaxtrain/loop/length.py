@@ -9,7 +9,13 @@ from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, DataError
 
-__all__ = ["check_length", "check_repeats", "horizon_of", "surely_ragged"]
+__all__ = [
+    "check_length",
+    "check_repeats",
+    "horizon_of",
+    "surely_ragged",
+    "used_up_by_one_pass",
+]
 
 
 def check_length(steps: int | None, epochs: int | None) -> None:
@@ -30,14 +36,18 @@ def check_length(steps: int | None, epochs: int | None) -> None:
             check_integer(name, value, minimum=1, where="fit")
 
 
+def used_up_by_one_pass(ds: Any) -> bool:
+    """Whether one pass over `ds` uses it up, as with a generator."""
+    return hasattr(ds, "__next__") or getattr(ds, "repeats", True) is False
+
+
 def check_repeats(ds: Any, epochs: int | None) -> None:
     """Refuses several epochs over an iterator, before anything is taken out of it.
 
     Raises:
         DataError: `ds` can be iterated once only, and `epochs` is more than one.
     """
-    once = hasattr(ds, "__next__") or getattr(ds, "repeats", True) is False
-    if once and epochs is not None and epochs > 1:
+    if used_up_by_one_pass(ds) and epochs is not None and epochs > 1:
         raise DataError(
             f"epochs={epochs}, but the {type(ds).__name__} can be iterated once only",
             where="fit",

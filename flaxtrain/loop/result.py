@@ -17,7 +17,8 @@ class History:
     """The scalars of a run, as they were logged.
 
     Attributes:
-        train: one dict per log point: `step` and the metrics of the window before it.
+        train: one dict per log point: `step` and the metrics of the window before it;
+            `skipped`, the number of rejected steps so far, once there is one.
         val: one dict per evaluation.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.durations import Horizon
@@ -18,7 +20,7 @@ from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.plan import spec_data, spec_text
 from flaxtrain.loop.result import FitResult, History
-from flaxtrain.loop.resume import CHECKPOINTS
+from flaxtrain.loop.resume import CHECKPOINTS, data_facts
 from flaxtrain.loop.window import IN_FLIGHT, Report, TrainProgram
 from flaxtrain.monitor import Throughput
 from flaxtrain.parallel import place
@@ -45,6 +47,7 @@ class Run:
         history: the scalars so far.
         throughput: the clock of the run.
         announcements: what the trainer decided by itself, as sentences.
+        seed: the trainer's seed.
         error: the exception that ends the run, or None.
         dispatched: whether this call has made a step.
     """
@@ -64,6 +67,7 @@ class Run:
         position: int,
         workdir: Path | None,
         announcements: tuple[str, ...],
+        seed: int,
     ) -> None:
         self.recipe, self.state, self.stream = recipe, state, stream
         self.horizon, self.total, self.workdir = horizon, total, workdir
@@ -73,7 +77,7 @@ class Run:
         self._first_batch = self.batches
         self.history = History()
         self.throughput = Throughput()
-        self.announcements = announcements
+        self.announcements, self.seed = announcements, seed
         self.error: BaseException | None = None
         self.dispatched = False
         self._epochs, self._position = epochs, position
@@ -82,7 +86,8 @@ class Run:
         self._pending: deque[tuple[int, Report]] = deque()
         self._in_flight: deque[Array] = deque()
         self._window: Any = None
-        self._full_mask: Array | None = None
+        self._skipped = 0
+        self._last = jnp.asarray(-1 if total is None else total, jnp.int32)
         self._seconds = {"compile": 0.0, "evaluate": 0.0}
 
     # What hooks may do.
@@ -130,12 +135,7 @@ class Run:
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """What a checkpoint says beside the state, as JSON values."""
-        return {
-            "spec": spec_data(self.recipe.spec),
-            "batches": self.batches,
-            "total": self.total,
-            "steps_per_epoch": self.horizon.steps_per_epoch,
-        }
+        return {"spec": spec_data(self.recipe.spec), "data": data_facts(self.stream, self.seed)}
 
     def overview(self) -> Table:
         """Returns the table of parameters."""
@@ -166,19 +166,35 @@ class Run:
             self._deliver(wait=True)
             if interrupt.requested:
                 raise KeyboardInterrupt
+            for hook in self._hooks:
+                hook.on_last_step(self)
         except BaseException as error:
             self.error = error
-            for hook in started:
-                hook.on_exception(self, error)
+            if isinstance(error, NonFiniteError):
+                self.state = self.state.resumable()
+                self.batches = int(jax.device_get(self.state.counters.batches))
             raise
         finally:
-            for hook in started:
-                hook.on_end(self)
-        best = min(
-            self.history.val, key=lambda row: row.get("loss", float("inf")), default=None
-        )
+            self._finish(started)
+        best = min(self.history.val, key=_loss_of, default=None)
         timings = self._timings(time.monotonic() - began)
         return FitResult(self.state, self.history, best, timings, self._reason or "finished")
+
+    def _finish(self, started: list[Hook]) -> None:
+        """Tells every hook that has started; one that fails does not keep it from others."""
+        failures: list[Exception] = []
+        for hook in started:
+            try:
+                if self.error is not None:
+                    hook.on_exception(self, self.error)
+                hook.on_end(self)
+            except Exception as failure:
+                failures.append(failure)
+        if failures and self.error is None:
+            raise failures[0]
+        for failure in failures:
+            assert self.error is not None
+            self.error.add_note(f"and a hook failed at the end: {failure!r}")
 
     def _timings(self, total: float) -> dict[str, float]:
         seconds = {"total": total, **self._seconds, **self.throughput.totals()}
@@ -209,7 +225,7 @@ class Run:
         if self._window is None:
             self._window = self._program.empty_window(self.state, batch.data, mask)
         self.state, self._window, status = self._program.step(
-            self.state, self._window, batch.data, mask
+            self.state, self._window, batch.data, mask, self._last
         )
         self.batches += 1
         self._in_flight.append(status)
@@ -231,16 +247,18 @@ class Run:
         """Ends the window of metrics; its values are read when they are sure to be there."""
         if self._window is None or not self._in_flight:
             return
-        values, self._window = self._program.finish(self._window)
-        self._pending.append((self.batches, Report(values, self._in_flight[-1])))
+        values, weighted, self._window = self._program.finish(self._window)
+        self._pending.append((self.batches, Report(values, weighted, self._in_flight[-1])))
 
     def _deliver(self, wait: bool = False) -> None:
         """Hands over the reports whose steps are surely finished, or all if told to wait."""
         while self._pending and (wait or self._pending[0][0] <= self.batches - IN_FLIGHT):
             _, report = self._pending.popleft()
             status, metrics = report.collect()
-            if metrics.get("loss") is not None:
-                row = {**metrics, **self.throughput.window()}
+            if metrics or status.skipped > self._skipped:
+                skipped = {"skipped": float(status.skipped)} if status.skipped else {}
+                row = {**metrics, **skipped, **self.throughput.window()}
+                self._skipped = status.skipped
                 self.history.train.append({"step": status.step, **row})
                 for hook in self._hooks:
                     hook.on_log(self, status.step, row)
@@ -275,3 +293,8 @@ def _bad_step(step: int, batches: int) -> NonFiniteError:
         fix="trainer.state is the last good state; lower the learning rate, set clip_norm, "
         "look at that batch, or skip such steps with OptSpec(nonfinite='skip')",
     )
+
+
+def _loss_of(row: dict[str, float]) -> float:
+    loss = row.get("loss", math.inf)
+    return math.inf if math.isnan(loss) else loss

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flaxtrain.data import Stream, as_stream
+from flaxtrain.data import ArrayBatches, Stream, as_stream, is_arrays
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, StateError
 from flaxtrain.loop.arguments import as_directory, check_arguments
@@ -99,6 +99,7 @@ class Trainer:
         self.hooks = check_hooks(hooks)
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
+        self._fitted = False
         self._train: TrainProgram | None = None
         self._eval: EvalProgram | None = None
         self._predict: Compiled | None = None
@@ -118,7 +119,7 @@ class Trainer:
         steps: int | None = None,
         epochs: int | None = None,
         eval_ds: Any = None,
-        eval_every: int | str = "1ep",
+        eval_every: int | str | None = None,
         batch_size: int | None = None,
     ) -> FitResult:
         """Trains on `ds` and returns what the run leaves behind.
@@ -133,7 +134,8 @@ class Trainer:
             steps: number of batches to train on.
             epochs: number of passes over `ds`; default 1 if `steps` is not given either.
             eval_ds: data set to evaluate on.
-            eval_every: how often: steps, `"1ep"`, `"10%"`.
+            eval_every: how often: steps, `"1ep"`, `"10%"`; default once per epoch, or at the
+                end where the length of an epoch is not known.
             batch_size: for arrays only; default 128.
 
         Raises:
@@ -144,18 +146,23 @@ class Trainer:
         """
         check_length(steps, epochs)
         check_repeats(ds, epochs)
-        check_period(eval_every, where="fit(eval_every=...)")
+        if eval_every is not None:
+            check_period(eval_every, where="fit(eval_every=...)")
         stream, notes = self._stream(ds, batch_size, shuffle=True)
         if steps is None and epochs is None:
             epochs = 1
             notes.append("neither steps= nor epochs= was given: one epoch")
-        fresh = self.state is None
+        fresh = not self._fitted
         horizon = horizon_of(stream, steps, epochs)
         recipe = self._build(stream, horizon)
         notes += self._inferred(recipe)
+        if not fresh and self.spec != recipe.spec:
+            notes.append("relative durations of the spec were resolved for the first fit")
+        if eval_every is None and stream.steps_per_epoch is not None:
+            eval_every = "1ep"
         evaluation = self._evaluation(recipe, eval_ds, eval_every, batch_size)
         if self.state is None:
-            self.state = initial_or_resumed(recipe, self.seed, self.workdir, notes)
+            self.state = initial_or_resumed(recipe, stream, self.seed, self.workdir, notes)
         run = Run(
             recipe=recipe,
             state=self.state,
@@ -169,12 +176,14 @@ class Trainer:
             position=self._position(stream, fresh),
             workdir=self.workdir,
             announcements=tuple(notes),
+            seed=self.seed,
         )
         try:
             with DeferredInterrupt() as interrupt:
                 return run.drive(interrupt)
         finally:
             self.state = run.state
+            self._fitted = self._fitted or run.dispatched
 
     def evaluate(
         self, ds: Any, *, batch_size: int | None = None, weights: str = "raw"
@@ -245,13 +254,15 @@ class Trainer:
     def _stream(
         self, ds: Any, batch_size: int | None, *, shuffle: bool
     ) -> tuple[Stream, list[str]]:
+        if isinstance(ds, ArrayBatches) and not shuffle:
+            ds = ds.in_order()
         stream = as_stream(ds, batch_size=batch_size, shuffle=shuffle, seed=self.seed)
-        if batch_size is None and isinstance(ds, (dict, tuple)):
+        if batch_size is None and is_arrays(ds):
             return stream, [f"batch_size= was not given: {stream.rows}"]
         return stream, []
 
     def _build(self, stream: Stream, horizon: Horizon, keep: bool = True) -> Recipe:
-        recipe = self.recipe if self.state is not None else None
+        recipe = self.recipe if self._fitted else None
         if recipe is None:
             recipe = make_recipe(
                 self.model,
@@ -263,17 +274,18 @@ class Trainer:
             )
         if recipe.padding_problem is not None and surely_ragged(stream):
             raise recipe.padding_problem
-        if keep:
+        if keep and recipe is not self.recipe:
             self.recipe = recipe
+            self._train = self._eval = self._predict = None
         return recipe
 
     def _evaluation(
-        self, recipe: Recipe, ds: Any, every: int | str, batch_size: int | None
+        self, recipe: Recipe, ds: Any, every: int | str | None, batch_size: int | None
     ) -> tuple[Hook, ...]:
         """Returns the hook that evaluates on `ds`, which is looked at before training."""
         if ds is None:
             return ()
-        size = batch_size if isinstance(ds, (dict, tuple)) else None
+        size = batch_size if is_arrays(ds) else None
         stream, _ = self._stream(ds, size, shuffle=False)
         check_evaluation(recipe, stream)
         return (Evaluate(stream, every),)
@@ -318,8 +330,7 @@ class Trainer:
         self, ds: Any, *, batch_size: int | None, state: TrainState
     ) -> dict[str, float]:
         assert self.recipe is not None
-        size = batch_size if isinstance(ds, (dict, tuple)) else None
-        stream, _ = self._stream(ds, size, shuffle=False)
+        stream, _ = self._stream(ds, batch_size, shuffle=False)
         if self._eval is None:
             self._eval = EvalProgram(self.recipe)
         return evaluate(self.recipe, self._eval, state, stream)

@@ -1,6 +1,6 @@
 """Metrics between two log points: merged on the device, read once, a little late.
 
-Nothing here waits for the device except `Window.collect`, which is called when the steps it
+Nothing here waits for the device except `Report.collect`, which is called when the steps it
 asks about have long been finished, or at the end.
 """
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.errors import LossError
+from flaxtrain.metrics import Mean, Terms
 from flaxtrain.metrics.monoid import compute, empty_like, merge
 from flaxtrain.parallel import compiled
 from flaxtrain.train import STEP_METRICS, Recipe, TrainState, eval_step, train_step
@@ -41,16 +42,17 @@ class Report(NamedTuple):
     """The metrics of one window and the status at its end, still on the device."""
 
     values: Metrics
+    weighted: dict[str, Array]
     status: Array
 
     def collect(self) -> tuple[Status, dict[str, float]]:
         """Waits for the window's last step and returns plain numbers.
 
-        NaN is left out: it stands for a metric without any weight (a rejected step has none).
+        A metric without any weight is left out: a rejected step has none.
         """
-        values, status = jax.device_get((self.values, self.status))
-        numbers = as_numbers(values)
-        return Status(*map(int, status)), {k: v for k, v in numbers.items() if not np.isnan(v)}
+        values, weighted, status = jax.device_get(tuple(self))
+        numbers = as_numbers({name: values[name] for name in values if weighted[name]})
+        return Status(*map(int, status)), numbers
 
 
 def as_numbers(values: Metrics) -> dict[str, float]:
@@ -79,9 +81,17 @@ def _merged(window: Metrics, metrics: Metrics) -> Metrics:
     return {name: merge(window[name], metrics[name]) for name in metrics}
 
 
-def _finish(window: Metrics) -> tuple[Metrics, Metrics]:
-    """Returns the values of a window and the empty window that follows."""
-    return {name: compute(metric) for name, metric in window.items()}, _empty(window)
+def _finish(window: Metrics) -> tuple[Metrics, dict[str, Array], Metrics]:
+    """Returns the values of a window, which have weight, and the empty window that follows."""
+    values = {name: compute(metric) for name, metric in window.items()}
+    weighted = {name: _has_weight(metric) for name, metric in window.items()}
+    return values, weighted, _empty(window)
+
+
+def _has_weight(metric: Any) -> Array:
+    terms = metric.terms if isinstance(metric, Terms) else (metric,)
+    known = [jnp.asarray(term.weight) != 0 for term in terms if isinstance(term, Mean)]
+    return jnp.any(jnp.stack(known)) if known else jnp.array(True)
 
 
 def _status(state: TrainState) -> Array:
@@ -92,6 +102,9 @@ def _status(state: TrainState) -> Array:
 class TrainProgram:
     """The compiled training step with its window of metrics.
 
+    `step(state, window, batch, mask, last)` returns state, window and status. The costly metrics
+    are formed at log points and in batch number `last`.
+
     Args:
         recipe: what does not change in the run.
         log_every: number of batches between two log points.
@@ -101,9 +114,14 @@ class TrainProgram:
         self.log_every = log_every
 
         def step(
-            state: TrainState, window: Metrics, batch: Batch, mask: ArrayLike | None
+            state: TrainState,
+            window: Metrics,
+            batch: Batch,
+            mask: ArrayLike | None,
+            last: Array,
         ) -> tuple[TrainState, Metrics, Array]:
-            due = (state.counters.batches + 1) % log_every == 0
+            number = state.counters.batches + 1
+            due = (number % log_every == 0) | (number == last)
             state, metrics = train_step(recipe, state, batch, mask, norms=due)
             return state, _merged(window, metrics), _status(state)
 

@@ -100,8 +100,7 @@ class Mean:
 
     def compute(self) -> Array:
         """Returns `sum / weight`, NaN when the weight is 0."""
-        weight = jnp.asarray(self.weight)
-        return jnp.where(weight == 0, jnp.nan, self.sum / jnp.where(weight == 0, 1, weight))
+        return jnp.where(jnp.asarray(self.weight) == 0, jnp.nan, _value_or_zero(self))
 
     def __add__(self, other: Mean | Terms) -> Terms:
         return Terms((self,)) + other
@@ -134,8 +133,13 @@ class Terms:
         return Terms(tuple(a.merge(b) for a, b in zip(self.terms, other.terms, strict=True)))
 
     def compute(self) -> Array:
-        """Returns the sum of the terms' values."""
-        return sum((term.compute() for term in self.terms), jnp.zeros((), jnp.float32))
+        """Returns the sum of the terms' values; one without weight adds nothing.
+
+        NaN when no term has any weight.
+        """
+        weights = jnp.stack([jnp.asarray(term.weight) for term in self.terms])
+        values = [_value_or_zero(term) for term in self.terms]
+        return jnp.where(jnp.any(weights != 0), sum(values[1:], values[0]), jnp.nan)
 
     def __add__(self, other: Mean | Terms) -> Terms:
         return Terms(self.terms + (other.terms if isinstance(other, Terms) else (other,)))
@@ -144,3 +148,10 @@ class Terms:
         return Terms(tuple(term * factor for term in self.terms))
 
     __rmul__ = __mul__
+
+
+def _value_or_zero(mean: Mean) -> Array:
+    """Returns the mean's value, 0 without weight; its gradient is finite either way."""
+    weight = jnp.asarray(mean.weight)
+    value = mean.sum / jnp.where(weight == 0, 1, weight)
+    return jnp.where(weight == 0, jnp.zeros((), value.dtype), value)

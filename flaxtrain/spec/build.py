@@ -32,7 +32,7 @@ from flaxtrain.params import Facts, decay_mask
 from flaxtrain.schedules import Schedule
 from flaxtrain.spec.opt_spec import OptSpec
 from flaxtrain.spec.state import DEFAULT, OptState, rate_at, rates_of
-from flaxtrain.tree import Path, flatten, global_norm, key_of, path_name
+from flaxtrain.tree import Path, flatten, global_norm, key_of, path_name, widened
 from flaxtrain.typing import Array, ArrayLike, Params, Updates
 
 __all__ = ["build"]
@@ -92,7 +92,7 @@ def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
 
     def init(params: Params, /) -> OptState:
         _check_paths(params, facts)
-        slots = init_slots(rule, jax.tree.map(_widened, params))
+        slots = init_slots(rule, widened(params))
         return OptState(jnp.zeros([], jnp.int32), _not_yet([DEFAULT]), slots._asdict())
 
     def update(
@@ -111,8 +111,8 @@ def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
             )
         t = safe_increment(state.count)
         learning_rate: Any = rate_at(rate, state.count)
-        params = jax.tree.map(_widened, params)
-        grads = _clipped(jax.tree.map(_widened, updates), spec.clip_norm, grad_norm)
+        params = widened(params)
+        grads = _clipped(widened(updates), spec.clip_norm, grad_norm)
         direction, slots = update_slots(rule, t, grads, rule.Slots(**state.slots), params)
         direction = _add_decay(direction, params, weight_decay, decayed)
         applied = {DEFAULT: jnp.asarray(learning_rate, jnp.float32)}
@@ -183,17 +183,11 @@ def _path(keys: tuple[Any, ...]) -> Path:
     return tuple(map(key_of, keys))
 
 
-def _widened(leaf: ArrayLike) -> Array:
-    array = jnp.asarray(leaf)
-    inexact = jnp.issubdtype(array.dtype, jnp.inexact)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if inexact else array
-
-
 def _clipped(grads: Updates, clip_norm: ArrayLike | None, norm: Array | None) -> Updates:
     if clip_norm is None:
         return grads
     if norm is None:
-        norm = global_norm(jax.tree.map(_widened, grads))
+        norm = global_norm(widened(grads))
     # NaN compares False, so that it reaches every gradient and the step can be rejected.
     return _scaled(grads, jnp.where(norm < clip_norm, 1.0, clip_norm / norm))
 

@@ -94,7 +94,7 @@ def call_loss(loss_fn: LossFn, model: BoundModel, batch: Batch) -> LossOutput:
     return LossOutput(total, {"loss": total, **named})
 
 
-def _pair(returned: Any) -> tuple[Any, Mapping[str, Any]]:
+def _pair(returned: Any) -> tuple[Any, Mapping[Any, Any]]:
     if not isinstance(returned, tuple):
         return returned, {}
     form = "return loss, or (loss, {name: metric})"
@@ -103,20 +103,21 @@ def _pair(returned: Any) -> tuple[Any, Mapping[str, Any]]:
             f"the loss function returned {len(returned)} things", where="loss_fn", fix=form
         )
     if not isinstance(returned[1], Mapping):
-        kind = "array" if isinstance(returned[1], Array) else type(returned[1]).__name__
+        array = isinstance(returned[1], Array)
+        kind = "an array" if array else f"a {type(returned[1]).__name__}"
         raise LossError(
-            f"the second thing that the loss function returned is a {kind}, not a dict",
+            f"the second thing that the loss function returned is {kind}, not a dict",
             where="loss_fn",
             fix=form,
         )
     return returned
 
 
-def _check_names(metrics: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+def _check_names(metrics: Mapping[Any, Any], allowed: tuple[str, ...]) -> None:
     for name in metrics:
         if not isinstance(name, str):
             raise LossError(
-                f"the metric name {name!r} is a {type(name).__name__}",
+                f"a metric is named {name!r}, which is no string",
                 where="loss_fn",
                 fix="name metrics with strings",
             )

@@ -51,7 +51,9 @@ class InitialisingModel(BoundModel):
             output, created = self.module.init_with_output(
                 self._init_rngs, *args, method=method, **kwargs
             )
-        created = {k: v for k, v in unfreeze(created).items() if k not in self.sown_collections}
+        created = unfreeze(created)
+        self.sown = {k: v for k, v in created.items() if k in self.sown_collections}
+        created = {k: v for k, v in created.items() if k not in self.sown_collections}
         self.variables = _merged(self.variables, created)
         plain = meta.unbox(self.variables)
         self.params = plain.get("params", {})

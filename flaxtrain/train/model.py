@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.errors import InvalidRngError, ScopeParamNotFoundError, ScopeParamShapeError
 
 from flaxtrain.errors import ModelError
+from flaxtrain.train.row_mask import row_mask
 from flaxtrain.typing import Array, Collections, Key, Params
 
 __all__ = ["TRAIN_FLAGS", "BoundModel", "call_arguments", "fold_key"]
@@ -122,12 +122,13 @@ class BoundModel:
         """
         kwargs = with_train_flag(self.module, self.train, method, args, kwargs)
         index, self._calls = self._calls, self._calls + 1
-        mutable = [*self.collections, *self._sown_names] if self.train else []
-        with _row_mask(self.mask), _explained(self.module, self.train):
+        mutable = [*(self.collections if self.train else ()), *self._sown_names]
+        rngs = self.rngs(index) if self.train else {}
+        with row_mask(self.mask, rngs) as extra_rngs, _explained(self.module, self.train):
             output = self.module.apply(
                 {"params": self.params, **self.collections},
                 *args,
-                rngs=self.rngs(index) if self.train else {},
+                rngs={**rngs, **extra_rngs},
                 mutable=mutable or False,
                 method=method,
                 **kwargs,
@@ -211,40 +212,3 @@ def _explained(module: nn.Module, train: bool) -> Iterator[None]:
 def _without_link(error: Exception) -> str:
     """Returns the message without flax's pointer to its documentation."""
     return str(error).split(" (https://")[0].rstrip(".")
-
-
-@contextmanager
-def _row_mask(mask: Array | None) -> Iterator[None]:
-    """Hands the row mask to every `nn.BatchNorm` that forms batch statistics."""
-    if mask is None:
-        yield
-        return
-    rows = mask.shape[0]
-
-    def hand_over(
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        module = context.module
-        if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
-            return following(*args, **kwargs)
-        signature = inspect.signature(nn.BatchNorm.__call__)
-        given = signature.bind_partial(module, *args, **kwargs).arguments
-        frozen = given.get("use_running_average", None)
-        if (module.use_running_average if frozen is None else frozen) or "mask" in given:
-            return following(*args, **kwargs)
-        x = given["x"]
-        if x.shape[0] != rows:
-            raise ModelError(
-                f"BatchNorm sees {x.shape[0]} rows, the row mask of the batch has {rows}",
-                where="/".join(module.path),
-                fix="normalise before rows are reshaped, pass mask= to nn.BatchNorm yourself, "
-                "or make every batch full (drop_remainder=True)",
-            )
-        row_mask = jnp.reshape(mask, (rows,) + (1,) * (x.ndim - 1))
-        return following(*args, **kwargs, mask=row_mask)
-
-    with nn.intercept_methods(hand_over):
-        yield

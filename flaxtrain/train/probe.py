@@ -98,7 +98,7 @@ class Probe:
         collections = {
             name: _zeros(tree) for name, tree in variables.items() if name != "params"
         }
-        batch, counts, weight = row_weights(batch, mask)
+        batch, real_rows, weight = row_weights(batch, mask)
         model = BoundModel(
             self.module,
             params,
@@ -106,7 +106,7 @@ class Probe:
             rng=jax.random.key(0),
             streams=("params",),  # any stream that is not given falls back to this one
             train=True,
-            mask=counts,
+            mask=real_rows,
             weight=weight,
             sown=sown,
         )

@@ -62,15 +62,18 @@ class Recipe:
     @property
     def supervised(self) -> SupervisedLoss | None:
         """The supervised loss, inferred or given by name; None for a loss function."""
-        collected = isinstance(self.loss_fn, CollectionLoss)
-        loss: Any = self.loss_fn.loss_fn if collected else self.loss_fn
+        loss = self.loss_fn
+        if isinstance(loss, CollectionLoss):
+            loss = loss.loss_fn
         return loss if isinstance(loss, SupervisedLoss) else None
 
     @property
-    def decay(self) -> dict[str, Any]:
-        """Nested dicts of bools like the params: which parameters decay."""
-        decayed = self.tx.arguments.get("decayed", ())
-        return self.facts.tree(lambda fact: fact.path in decayed)
+    def decay(self) -> dict[str, Any] | None:
+        """Nested dicts of bools like the params; None where an optimizer object decides."""
+        decayed = self.tx.arguments.get("decayed")
+        if decayed is None:
+            return None
+        return self.facts.tree(lambda fact: fact.path in decayed and self.trains(fact))
 
     def trains(self, fact: ParamFact) -> bool:
         """Returns whether a parameter is trained."""
@@ -158,7 +161,7 @@ def make_recipe(
     """
     if not jax.tree.leaves(batch):
         raise EmptyDatasetError("the batch holds no array", where="make_recipe(batch=...)")
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+    example = jax.tree.map(_shape_of, batch)
     loss_fn, output = _resolve_loss(module, loss, example)
     if metrics is not None:
         loss_fn = CollectionLoss(loss_fn, metrics)
@@ -181,6 +184,11 @@ def make_recipe(
         example=example,
         output=output,
     )
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype as the compiled step will see them: 64 bits only under x64."""
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def _resolve_loss(

@@ -22,9 +22,10 @@ def row_weights(
         mask: bool `[rows]`, False for padding; None for a full batch.
 
     Returns:
-        The batch, with zeros in place of rows that don't count (a NaN there would reach the
-        gradient even at weight 0, and an id out of range likewise); the bool mask of rows that
-        count; the float weight of each row. Both are None when every row counts once.
+        The batch, with a real row in place of rows that don't count (a NaN there would reach
+        the gradient even at weight 0, and so would an id out of range, or the norm of a row of
+        zeros); the bool mask of rows that count; the float weight of each row. Both are None
+        when every row counts once.
     """
     rows = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
     if len(rows) != 1 or None in rows:
@@ -47,4 +48,5 @@ def row_weights(
 
 def _kept(leaf: Array, counts: Array) -> Array:
     selector = counts.reshape(counts.shape + (1,) * (leaf.ndim - 1))
-    return jnp.where(selector, leaf, jnp.zeros((), leaf.dtype))
+    real = jax.lax.dynamic_index_in_dim(jnp.asarray(leaf), jnp.argmax(counts), keepdims=True)
+    return jnp.where(selector, leaf, jnp.broadcast_to(real, leaf.shape))

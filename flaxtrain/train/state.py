@@ -151,6 +151,11 @@ class TrainState(struct.PyTreeNode):
         """
         return self.updated(grads)[0].replace(**kwargs)
 
+    def resumable(self) -> TrainState:
+        """Returns the state with the latch of `nonfinite="raise"` lifted, for the next run."""
+        counters = self.counters.replace(halted=_zero(), consecutive_skipped=_zero())
+        return self.replace(counters=counters)
+
     @property
     def learning_rates(self) -> dict[str, Array | None]:
         """The learning rates that the last update applied, by group; None where unknown."""

@@ -23,7 +23,7 @@ from flaxtrain.train.model import call_arguments
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.rows import row_weights
 from flaxtrain.train.state import Counters, TrainState
-from flaxtrain.tree import all_finite, global_norm, graft
+from flaxtrain.tree import all_finite, global_norm, graft, widened
 from flaxtrain.typing import Array, ArrayLike, Batch, Params, Updates
 
 __all__ = ["eval_step", "predict_step", "train_step"]
@@ -66,39 +66,47 @@ def train_step(
         >>> int(state.step), float(metrics["accuracy"].compute())
         (3, 1.0)
     """
-    batch, counts, weight = row_weights(batch, mask)
-    grads, output, collections = _gradient(recipe, state, batch, counts, weight)
+    batch, real_rows, weight = row_weights(batch, mask)
+    grads, output, collections = _gradient(recipe, state, batch, real_rows, weight)
     grads = state.loss_scale.unscale(grads)
-    grad_norm = global_norm(grads)
+    grad_norm = global_norm(widened(grads))
     finite = (
         jnp.isfinite(output.loss.compute()) & jnp.isfinite(grad_norm) & all_finite(collections)
     )
-    something = _total_weight(output.loss) > 0
-    accept = finite & something & (state.counters.halted == 0)
+    tried = (_total_weight(output.loss) > 0) & (state.counters.halted == 0)
+    accept = finite & tried
     state, step_metrics = _update(state, grads, grad_norm, collections, accept, norms)
     rows = jax.tree.leaves(batch)[0].shape[0]
     examples = (
-        jnp.asarray(rows, jnp.int32) if counts is None else jnp.sum(counts, dtype=jnp.int32)
+        jnp.asarray(rows, jnp.int32)
+        if real_rows is None
+        else jnp.sum(real_rows, dtype=jnp.int32)
     )
     state = state.replace(
-        loss_scale=state.loss_scale.adjust(finite),
-        counters=_count(
-            state.counters, examples, accept, finite | ~something, recipe.spec.nonfinite
+        loss_scale=jax.tree.map(
+            lambda new, old: jnp.where(tried, new, old),
+            state.loss_scale.adjust(finite),
+            state.loss_scale,
         ),
+        counters=_count(state.counters, examples, tried, finite, recipe.spec.nonfinite),
     )
     metrics = {**output.metrics, "grad_norm": Mean(grad_norm, jnp.ones((), grad_norm.dtype))}
     return state, {**_if_accepted(metrics, accept), **step_metrics}
 
 
 def _gradient(
-    recipe: Recipe, state: TrainState, batch: Batch, counts: Array | None, weight: Array | None
+    recipe: Recipe,
+    state: TrainState,
+    batch: Batch,
+    real_rows: Array | None,
+    weight: Array | None,
 ) -> tuple[Updates, LossOutput, Any]:
     """Differentiates the scaled loss with respect to the trainable parameters only."""
     trainable, frozen = state.split_params()
 
     def objective(trainable: Params) -> tuple[Array, tuple[LossOutput, Any]]:
         params = graft(trainable, frozen) if frozen else trainable
-        model = recipe.bind(state, params, train=True, mask=counts, weight=weight)
+        model = recipe.bind(state, params, train=True, mask=real_rows, weight=weight)
         output = call_loss(recipe.loss_fn, model, batch)
         return state.loss_scale.scale(output.loss.compute()), (output, model.collections)
 
@@ -128,8 +136,8 @@ def _update(
         if not report:
             return new, {name: Mean.empty() for name in names}
         values = {
-            "update_norm": global_norm(updates),
-            "param_norm": global_norm(old.split_params()[0]),
+            "update_norm": global_norm(widened(updates)),
+            "param_norm": global_norm(widened(old.split_params()[0])),
             **_learning_rates(new),
         }
         return new, {
@@ -169,14 +177,13 @@ def _if_accepted(metrics: Metrics, accept: Array) -> Metrics:
 
 
 def _count(
-    counters: Counters, examples: Array, accept: Array, good: Array, nonfinite: str
+    counters: Counters, examples: Array, tried: Array, finite: Array, nonfinite: str
 ) -> Counters:
-    running = counters.halted == 0
-    bad = running & ~good
+    accept, bad = tried & finite, tried & ~finite
     most = jnp.iinfo(jnp.int32).max
     seen = jnp.where(accept, examples, 0)
     return Counters(
-        batches=counters.batches + running,
+        batches=counters.batches + (counters.halted == 0),
         examples=jnp.where(counters.examples > most - seen, most, counters.examples + seen),
         skipped=counters.skipped + bad,
         consecutive_skipped=jnp.where(accept, 0, counters.consecutive_skipped + bad),
@@ -195,8 +202,8 @@ def eval_step(
         batch: every leaf `[rows, ...]`.
         mask: bool `[rows]`, False for padding rows; None for a full batch.
     """
-    batch, counts, weight = row_weights(batch, mask)
-    model = recipe.bind(state, state.params, train=False, mask=counts, weight=weight)
+    batch, real_rows, weight = row_weights(batch, mask)
+    model = recipe.bind(state, state.params, train=False, mask=real_rows, weight=weight)
     return call_loss(recipe.loss_fn, model, batch).metrics
 
 

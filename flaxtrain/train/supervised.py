@@ -67,8 +67,9 @@ class SupervisedLoss:
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, Array]:
         """Returns `logits` (the prediction), `labels` (the target) and per-example `loss`."""
+        wanted = target(batch)
         args, kwargs = model_inputs(batch, self.arguments)
-        prediction, wanted = model(*args, **kwargs), target(batch)
+        prediction = model(*args, **kwargs)
         _check_fit(self, prediction, wanted)
         loss = SUPERVISED[self.name][0](prediction, wanted)
         return {"logits": prediction, "labels": wanted, "loss": _per_example(loss)}

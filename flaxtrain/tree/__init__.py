@@ -1,6 +1,6 @@
 """Trees of arrays: names of leaves, splitting, arithmetic."""
 
-from flaxtrain.tree.arithmetic import all_finite, global_norm, zeros_like
+from flaxtrain.tree.arithmetic import all_finite, global_norm, widened
 from flaxtrain.tree.paths import Path, flatten, key_of, named_leaves, path_name, unflatten
 from flaxtrain.tree.prune import graft, split
 
@@ -15,5 +15,5 @@ __all__ = [
     "path_name",
     "split",
     "unflatten",
-    "zeros_like",
+    "widened",
 ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.typing import Array, PyTree
+from flaxtrain.typing import Array, ArrayLike, PyTree
 
-__all__ = ["all_finite", "global_norm", "zeros_like"]
+__all__ = ["all_finite", "global_norm", "widened"]
 
 
 def global_norm(tree: PyTree) -> Array:
@@ -27,9 +27,20 @@ def _squared(leaf: Array) -> Array:
     return leaf.real**2 + leaf.imag**2 if jnp.iscomplexobj(leaf) else leaf**2
 
 
-def zeros_like(tree: PyTree) -> PyTree:
-    """Returns the tree with zeros of the same shapes and dtypes."""
-    return jax.tree.map(jnp.zeros_like, tree)
+def widened(tree: PyTree) -> PyTree:
+    """Returns the tree with leaves of less than float32 precision as float32.
+
+    Example:
+        >>> widened({"a": jnp.ones(2, jnp.bfloat16), "n": jnp.ones(2, jnp.int32)})["a"].dtype
+        dtype('float32')
+    """
+
+    def wide(leaf: ArrayLike) -> Array:
+        array = jnp.asarray(leaf)
+        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+        return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if inexact else array
+
+    return jax.tree.map(wide, tree)
 
 
 def all_finite(tree: PyTree) -> Array:

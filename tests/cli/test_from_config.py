@@ -1,0 +1,203 @@
+"""From a config to a spec, a trainer and the arguments of fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+import pytest
+from clu import metrics as clu_metrics
+from ml_collections import ConfigDict, FrozenConfigDict
+
+import flaxtrain as ft
+from flaxtrain import errors, schedules
+
+OPT = {"optimizer": "sgd", "learning_rate": 0.1}
+
+
+@ft.register_task("classes of the tests")
+def classes(config: ConfigDict) -> ft.Task:
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    data = {"x": x, "label": (x[:, 0] > 0).astype(np.int32)}
+    return ft.Task(
+        model=nn.Dense(2),
+        train=data,
+        val=data,
+        loss="softmax_cross_entropy_with_integer_labels",
+        metrics=clu_metrics.Collection.create(hits=clu_metrics.Accuracy),
+    )
+
+
+def config(**fields: Any) -> ConfigDict:
+    return ConfigDict({"task": "classes of the tests", "opt": OPT, **fields})
+
+
+def test_a_spec_takes_all_arguments_from_the_config() -> None:
+    opt = {"optimizer": "adamw", "learning_rate": 1e-3, "b2": 0.95, "clip_norm": 1.0}
+    expected = ft.OptSpec("adamw", 1e-3, b2=0.95, clip_norm=1.0)
+    assert ft.spec_from_config(ConfigDict({"opt": opt})) == expected
+    assert ft.spec_from_config(FrozenConfigDict({"opt": opt})) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (
+            {"schedule": "cosine_decay_schedule", "decay_steps": 9},
+            schedules.cosine_decay_schedule(0.1, 9),
+        ),
+        (
+            {"schedule": "warmup_constant_schedule", "init_value": 0.0, "warmup_steps": 3},
+            schedules.warmup_constant_schedule(0.0, 0.1, 3),
+        ),
+        ({"schedule": "constant_schedule"}, schedules.constant_schedule(0.1)),
+        # A peak that is written out is not replaced.
+        (
+            {"schedule": "cosine_decay_schedule", "init_value": 0.7, "decay_steps": 9},
+            schedules.cosine_decay_schedule(0.7, 9),
+        ),
+    ],
+)
+def test_the_learning_rate_is_the_peak_of_the_schedule(
+    schedule: dict[str, Any], expected: schedules.Schedule
+) -> None:
+    assert ft.spec_from_config(config(schedule=schedule)).learning_rate == expected
+
+
+def test_a_schedule_without_a_peak_stands_for_itself() -> None:
+    parts = [{"schedule": "constant_schedule", "value": value} for value in (0.1, 0.2)]
+    joined = {"schedule": "join_schedules", "schedules": parts, "boundaries": [3]}
+    rate: Any = ft.spec_from_config(config(schedule=joined)).learning_rate
+    assert [round(float(rate(step)), 3) for step in (2, 3)] == [0.1, 0.2]
+
+
+def test_a_trainer_takes_seed_log_points_loss_and_metrics(tmp_path: Path) -> None:
+    wanted = config(seed=7, log_every=2, batch_size=10, epochs=3, eval_every=3)
+    trainer, task = ft.trainer_from_config(wanted, tmp_path, verbose=False)
+    assert (trainer.seed, trainer.log_every, trainer.workdir) == (7, 2, tmp_path)
+    result = trainer.fit(**ft.fit_arguments(wanted, task))
+    assert [row["step"] for row in result.history.train] == [2, 4, 6]
+    assert [row["step"] for row in result.history.val] == [3, 6]
+    assert {"loss", "hits"} <= result.history.val[0].keys()
+    assert ft.checkpoint.latest(tmp_path / "checkpoints") is not None
+
+
+def test_the_order_of_the_data_depends_on_the_seed_of_the_config() -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        wanted = config(seed=seed, batch_size=20)
+        _, task = ft.trainer_from_config(wanted, verbose=False)
+        ds = ft.fit_arguments(wanted, task)["ds"]
+        orders.append(next(ds.epoch(0)).data["x"].tobytes())
+    assert orders[0] == orders[1] != orders[2]
+
+
+WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
+    "no config": (
+        lambda: ft.trainer_from_config({"task": "digits"}),
+        errors.ArgumentTypeError,
+        """the config is a dict
+  where: get_config()
+  fix:   return an ml_collections.ConfigDict""",
+    ),
+    "no task": (
+        lambda: ft.trainer_from_config(ConfigDict({"opt": OPT})),
+        errors.ArgumentError,
+        """task is missing
+  where: config
+  fix:   name a registered task: task='digits'""",
+    ),
+    "misspelt field": (
+        lambda: ft.trainer_from_config(config(log_evry=3)),
+        errors.UnknownNameError,
+        """unknown config field 'log_evry'
+  where: config.log_evry
+  fix:   did you mean 'log_every'? Known: batch_size, data, epochs, eval_every, log_every, """
+        "model, opt, schedule, seed, steps, task",
+    ),
+    "no opt": (
+        lambda: ft.spec_from_config(ConfigDict({"task": "digits"})),
+        errors.ArgumentError,
+        """opt is missing
+  where: config
+  fix:   add opt={'optimizer': 'adamw', 'learning_rate': 1e-3}""",
+    ),
+    "opt as text": (
+        lambda: ft.spec_from_config(ConfigDict({"opt": "adamw"})),
+        errors.ArgumentTypeError,
+        """config.opt is a str, not a dict of arguments
+  where: config.opt
+  fix:   write opt={'optimizer': 'adamw', 'learning_rate': 1e-3}""",
+    ),
+    "no optimizer": (
+        lambda: ft.spec_from_config(ConfigDict({"opt": {"learning_rate": 0.1}})),
+        errors.ArgumentError,
+        """optimizer is missing
+  where: config.opt
+  fix:   name one: 'adamw'""",
+    ),
+    "misspelt optimizer": (
+        lambda: ft.spec_from_config(ConfigDict({"opt": {**OPT, "optimizer": "sdg"}})),
+        errors.UnknownNameError,
+        """unknown optimizer 'sdg'
+  where: OptSpec(optimizer)
+  fix:   did you mean 'sgd'? Known: adam, adamw, sgd""",
+    ),
+    "misspelt argument": (
+        lambda: ft.spec_from_config(ConfigDict({"opt": {**OPT, "momentun": 0.9}})),
+        errors.UnknownNameError,
+        """unknown argument 'momentun'
+  where: OptSpec('sgd')
+  fix:   did you mean 'momentum'? Known: accumulator_dtype, clip_norm, decay, """
+        "learning_rate, momentum, nesterov, nonfinite, weight_decay",
+    ),
+    "schedule as text": (
+        lambda: ft.spec_from_config(config(schedule="cosine_decay_schedule")),
+        errors.ArgumentTypeError,
+        """config.schedule is a str, not a dict of arguments
+  where: config.schedule
+  fix:   write schedule={'schedule': 'cosine_decay_schedule', 'decay_steps': '100%'}""",
+    ),
+    "schedule without a name": (
+        lambda: ft.spec_from_config(config(schedule={"decay_steps": 3})),
+        errors.ArgumentError,
+        """schedule is missing
+  where: config.schedule
+  fix:   name one: 'cosine_decay_schedule'""",
+    ),
+    "class instead of a schedule's name": (
+        lambda: ft.spec_from_config(config(schedule={"schedule": "CosineDecaySchedule"})),
+        errors.UnknownNameError,
+        """unknown schedule 'CosineDecaySchedule'
+  where: config.schedule
+  fix:   did you mean 'cosine_decay_schedule'? Known: constant_schedule, """
+        "cosine_decay_schedule, join_schedules, linear_schedule, polynomial_schedule, "
+        "warmup_constant_schedule, warmup_cosine_decay_schedule",
+    ),
+    "schedule without a peak": (
+        lambda: ft.spec_from_config(
+            ConfigDict(
+                {
+                    "opt": {"optimizer": "sgd"},
+                    "schedule": {"schedule": "cosine_decay_schedule", "decay_steps": 3},
+                }
+            )
+        ),
+        errors.ArgumentError,
+        """learning_rate is missing
+  where: config.opt
+  fix:   give the schedule's peak: 1e-3""",
+    ),
+}
+
+
+@pytest.mark.parametrize("use", WRONG)
+def test_a_wrong_config_says_what_where_and_what_to_do(use: str) -> None:
+    run, kind, text = WRONG[use]
+    with pytest.raises(kind) as caught:
+        run()
+    assert type(caught.value) is kind
+    assert str(caught.value) == text
