@@ -42,7 +42,6 @@ LAYERS: dict[str, int] = {
     "flaxtrain.cli": 6,
     "flaxtrain.__main__": 7,  # `python -m flaxtrain`
     "flaxtrain": 7,  # the front door, flaxtrain/__init__.py
-    "flaxtrain.__main__": 7,  # python -m flaxtrain
     "flaxtrain.compat": 8,  # doors for other libraries' users; imported by nothing
 }
 

@@ -53,7 +53,8 @@ class Trainer:
             softmax cross-entropy for integer labels, squared error for float targets of the
             prediction's shape.
         metrics: a `clu.metrics.Collection` class, computed from `logits`, `labels` and `loss`,
-            or from what a loss function returns as its second value.
+            or from what a loss function returns as its second value. As in clu, a row counts or
+            does not: fractional example weights weigh the loss only.
         seed: root of all randomness: initial values, dropout, the order of arrays.
         workdir: directory of the run: TensorBoard files and checkpoints. A run that is found
             there is continued.
@@ -131,7 +132,7 @@ class Trainer:
         Args:
             ds: `ft.data.batches(...)`, arrays (a dict or tuple; shuffled in every epoch), or
                 any iterable of batches. A batch is a dict of arrays or `(inputs, targets)`.
-            steps: number of batches to train on.
+            steps: number of batches to train on; one whose step is rejected counts too.
             epochs: number of passes over `ds`; default 1 if `steps` is not given either.
             eval_ds: data set to evaluate on.
             eval_every: how often: steps, `"1ep"`, `"10%"`; default once per epoch, or at the

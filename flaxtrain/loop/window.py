@@ -84,7 +84,9 @@ def _merged(window: Metrics, metrics: Metrics) -> Metrics:
 def _finish(window: Metrics) -> tuple[Metrics, dict[str, Array], Metrics]:
     """Returns the values of a window, which have weight, and the empty window that follows."""
     values = {name: compute(metric) for name, metric in window.items()}
-    weighted = {name: _has_weight(metric) for name, metric in window.items()}
+    # A foreign metric does not tell its weight; without an accepted step it has none.
+    stepped = _has_weight(window["grad_norm"]) if "grad_norm" in window else jnp.array(True)
+    weighted = {name: _has_weight(metric) & stepped for name, metric in window.items()}
     return values, weighted, _empty(window)
 
 
@@ -102,8 +104,8 @@ def _status(state: TrainState) -> Array:
 class TrainProgram:
     """The compiled training step with its window of metrics.
 
-    `step(state, window, batch, mask, last)` returns state, window and status. The costly metrics
-    are formed at log points and in batch number `last`.
+    `step(state, window, batch, mask, last)` returns state, window and status. The costly
+    metrics are formed at log points and in batch number `last`.
 
     Args:
         recipe: what does not change in the run.

@@ -117,7 +117,8 @@ def test_state_is_donated_and_the_result_holds_the_last_one(digits: Any) -> None
 def test_the_host_runs_ahead_of_a_slow_device_but_never_far(digits: Any) -> None:
     """A step multiplies matrices a hundred times.
 
-    A host that waited for each step would never be ahead; one without a bound would end 30 ahead.
+    A host that waited for each step would never be ahead; one without a bound would end 30
+    ahead.
     """
     train, _ = digits
     ahead: list[int] = []
