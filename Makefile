@@ -35,7 +35,7 @@ $(BIN)/python:
 
 # The stamps make a second call fast; a changed pyproject.toml installs again.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[view]'
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python

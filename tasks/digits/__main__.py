@@ -7,7 +7,9 @@ fixed.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 from pathlib import Path
 
 import flaxtrain as ft
@@ -46,7 +48,8 @@ def main() -> None:
     print(summary("  fixed random split (20%)", found["random"]))
     print(summary("  last 20% of the file, other writers", found["writers"]))
     print()
-    print(f"look at the curves:  .venv/bin/tensorboard --logdir {directory}")
+    tensorboard = os.path.relpath(Path(sys.executable).parent / "tensorboard")
+    print(f"look at the curves:  {tensorboard} --logdir {directory}")
 
 
 if __name__ == "__main__":
