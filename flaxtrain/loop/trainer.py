@@ -162,6 +162,7 @@ class Trainer:
         if eval_every is None and stream.steps_per_epoch is not None:
             eval_every = "1ep"
         evaluation = self._evaluation(recipe, eval_ds, eval_every, batch_size)
+        before = self.state
         if self.state is None:
             self.state = initial_or_resumed(recipe, stream, self.seed, self.workdir, notes)
         run = Run(
@@ -183,7 +184,8 @@ class Trainer:
             with DeferredInterrupt() as interrupt:
                 return run.drive(interrupt)
         finally:
-            self.state = run.state
+            # A run that failed before its first step leaves no trace.
+            self.state = before if run.error is not None and not run.dispatched else run.state
             self._fitted = self._fitted or run.dispatched
 
     def evaluate(
