@@ -227,7 +227,6 @@ SPECS = {
             "where: learning_rate=",
             "fix:   return one number",
         ),
-        steps=0,
     ),
     "negative clip norm": Row(
         lambda _: ft.OptSpec("adam", learning_rate=0.1, clip_norm=-1.0),
@@ -356,7 +355,6 @@ TRAINERS = {
         """TensorBoard() needs a directory
   where: Trainer
   fix:   pass workdir= to the Trainer""",
-        steps=0,
     ),
     "SaveEvery with a bad duration": Row(
         lambda make: make(hooks=[ft.SaveEvery("1 eq")]),
@@ -405,7 +403,6 @@ LENGTHS = {
             "where: eval_every",
             "fix:   give the duration in steps",
         ),
-        steps=0,
     ),
     "relative schedule over epochs of unknown length": Row(
         lambda make: make(
@@ -441,7 +438,6 @@ LENGTHS = {
         """the evaluation data set can be iterated once only, for several evaluations
   where: eval_ds
   fix:   pass arrays, a list of batches, or a function that returns a new iterator""",
-        steps=0,
     ),
 }
 
@@ -488,7 +484,6 @@ DATA_SETS = {
             "where: epoch 0, batch 0, row ",
             "fix:   give the model 4 outputs, or correct the labels",
         ),
-        steps=0,
     ),
     "label -1": Row(
         lambda make: make().fit([batch(slice(0, 12), LABEL - 1)]),
@@ -496,7 +491,6 @@ DATA_SETS = {
         """label -1 is out of range: the model predicts 3 classes, 0 to 2
   where: epoch 0, batch 0, row 0
   fix:   correct the labels, leave such examples out, or give them weight 0 (an entry 'mask' or 'weight' of the batch, one number per example)""",
-        steps=0,
     ),
     "label out of range in a later batch": Row(
         lambda make: make().fit(wrong_later(3)),
