@@ -31,6 +31,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="flaxtrain-tests-", ignore_cleanup_e
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+# A script that needs scikit-learn, run by hand to make the embedded data set once more.
+collect_ignore = ["tests/golden/make_digits.py"]
+
 CHECKS_TYPES = all(importlib.util.find_spec(name) for name in ("jaxtyping", "beartype"))
 if CHECKS_TYPES:
     import jaxtyping
