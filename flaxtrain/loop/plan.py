@@ -13,7 +13,7 @@ import numpy as np
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentTypeError
-from flaxtrain.params import Table, overview
+from flaxtrain.params import Table, overview, readable_bytes
 from flaxtrain.spec import OptSpec
 from flaxtrain.train import CollectionLoss, Recipe
 
@@ -86,7 +86,7 @@ class Plan:
             f" ({'unknown' if length is None else length} per epoch)",
             f"learning rate  {rates or 'set in the optimizer object'}",
             "state          "
-            + ", ".join(f"{k} {_readable(v)}" for k, v in self.memory.items()),
+            + ", ".join(f"{k} {readable_bytes(v)}" for k, v in self.memory.items()),
             "spec           " + self.spec.replace("\n", "\n" + " " * 15),
             *(f"note           {note}" for note in self.notes),
         ]
@@ -117,14 +117,6 @@ def _bytes(tree: Any) -> int:
 
 def _plain(leaf: Any) -> bool:
     return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
-def _readable(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _loss_name(recipe: Recipe) -> str:

@@ -3,7 +3,7 @@
 from flaxtrain.params.decay import DECAY_PRESETS, decay_mask
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.params.inspection import facts_from, param_facts
-from flaxtrain.params.overview import OverviewRow, Table, overview
+from flaxtrain.params.overview import OverviewRow, Table, overview, readable_bytes
 from flaxtrain.params.roles import ROLES
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "facts_from",
     "overview",
     "param_facts",
+    "readable_bytes",
 ]

@@ -10,7 +10,7 @@ from flaxtrain.params.decay import DecayChoice, decay_mask, per_parameter
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.tree import flatten
 
-__all__ = ["OverviewRow", "Table", "overview"]
+__all__ = ["OverviewRow", "Table", "overview", "readable_bytes"]
 
 Labels: TypeAlias = Mapping[str, Any] | Callable[[ParamFact], Any]
 
@@ -182,14 +182,22 @@ def shape_text(fact: ParamFact) -> str:
 
 def _total(facts: Sequence[ParamFact]) -> str:
     size, nbytes = sum(fact.size for fact in facts), sum(fact.nbytes for fact in facts)
-    return f"{_count(len(facts), 'parameter')}, {_count(size, 'value')}, {_bytes(nbytes)}"
+    return (
+        f"{_count(len(facts), 'parameter')}, {_count(size, 'value')}, {readable_bytes(nbytes)}"
+    )
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _bytes(number: float | int) -> str:
+def readable_bytes(number: float) -> str:
+    """Returns a number of bytes as people write it.
+
+    Example:
+        >>> readable_bytes(600), readable_bytes(2048)
+        ('600 B', '2.0 KiB')
+    """
     if number < 1024:
         return f"{number} B"
     for unit in ("KiB", "MiB", "GiB"):
