@@ -39,7 +39,9 @@ class NoScale:
     """The scale 1, for float32 and bfloat16: every verb is the identity.
 
     Example:
-        >>> NoScale().scale(2.0), NoScale().adjust(finite=False)
+        >>> import jax.numpy as jnp
+        >>> loss = jnp.array(2.0)
+        >>> float(NoScale().scale(loss)), NoScale().adjust(finite=jnp.isfinite(loss))
         (2.0, NoScale())
     """
 

@@ -28,13 +28,6 @@ def test_the_contents_are_the_recorded_ones() -> None:
     assert found == CONTENTS
 
 
-def test_the_contents_equal_the_published_ones() -> None:
-    datasets = pytest.importorskip("sklearn.datasets")
-    image, label = datasets.load_digits(return_X_y=True)
-    np.testing.assert_array_equal(stored()["image"].reshape(-1, 64), image)
-    np.testing.assert_array_equal(stored()["label"], label)
-
-
 @pytest.mark.parametrize("split", ["random", "writers"])
 def test_both_splits_have_the_promised_form(split: str) -> None:
     for part, count in zip(digits(split), (1437, 360), strict=True):
