@@ -23,9 +23,19 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "2")
 
+import hypothesis
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples in every run, and no clock: a busy machine is no failure.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 _CACHE = tempfile.TemporaryDirectory(prefix="flaxtrain-tests-", ignore_cleanup_errors=True)
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
