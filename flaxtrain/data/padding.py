@@ -84,11 +84,16 @@ def pad(batch: Batch, rows: int) -> HostBatch:
     return pad_arrays(as_arrays(batch, place), rows, place)
 
 
+def full(arrays: HostTree, rows: int) -> HostBatch:
+    """Returns a batch that is known to have `rows` rows, all real."""
+    return HostBatch(arrays, _mask(rows, rows), rows)
+
+
 def pad_arrays(arrays: HostTree, rows: int, place: Place) -> HostBatch:
     """`pad` for a tree that is known to hold numpy arrays, without the checks of its leaves."""
     count = count_rows(arrays, place)
     if count == rows:
-        return HostBatch(arrays, _mask(rows, rows), rows)
+        return full(arrays, rows)
     if count == 0 or count > rows:
         found = (
             f"the batch has {count} rows"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
+
+import jax
 
 from flaxtrain.checks import check_integer
 from flaxtrain.data.batches import ArrayBatches, batches
 from flaxtrain.data.host import Place, canonical_tree, is_array
 from flaxtrain.data.iterables import IterableStream
-from flaxtrain.data.padding import HostBatch, pad_arrays
+from flaxtrain.data.padding import HostBatch, full, pad_arrays
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, BatchError
 from flaxtrain.typing import HostTree
 
@@ -146,7 +149,15 @@ class ArrayStream:
         found = self.source.epoch(epoch, start)
         return (self._finish(batch, epoch, index) for index, batch in enumerate(found, start))
 
+    @cached_property
+    def _converts(self) -> bool:
+        """Whether jax would use another dtype for some leaf."""
+        leaves = jax.tree.leaves(self.source.arrays)
+        return any(jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype for leaf in leaves)
+
     def _finish(self, batch: HostTree, epoch: int, index: int) -> HostBatch:
+        if (index + 1) * self.rows <= self.source.examples and not self._converts:
+            return full(batch, self.rows)  # nearly every batch; the rest costs more than it
         place = Place(f"epoch {epoch}, batch {index}", BatchError)
         return pad_arrays(canonical_tree(batch, place), self.rows, place)
 

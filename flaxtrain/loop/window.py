@@ -77,19 +77,6 @@ def _empty(metrics: Metrics) -> Metrics:
     return {name: empty_like(metric) for name, metric in metrics.items()}
 
 
-def _merged(window: Metrics, metrics: Metrics) -> Metrics:
-    return {name: merge(window[name], metrics[name]) for name in metrics}
-
-
-def _finish(window: Metrics) -> tuple[Metrics, dict[str, Array], Metrics]:
-    """Returns the values of a window, which have weight, and the empty window that follows."""
-    values = {name: compute(metric) for name, metric in window.items()}
-    # A foreign metric does not tell its weight; without an accepted step it has none.
-    stepped = _has_weight(window["grad_norm"]) if "grad_norm" in window else jnp.array(True)
-    weighted = {name: _has_weight(metric) & stepped for name, metric in window.items()}
-    return values, weighted, _empty(window)
-
-
 def _has_weight(metric: Any) -> Array:
     terms = metric.terms if isinstance(metric, Terms) else (metric,)
     known = [jnp.asarray(term.weight) != 0 for term in terms if isinstance(term, Mean)]
@@ -99,6 +86,66 @@ def _has_weight(metric: Any) -> Array:
 def _status(state: TrainState) -> Array:
     counters = state.counters
     return jnp.stack([state.step, counters.batches, counters.skipped, counters.halted])
+
+
+Packed = tuple[Array, tuple[Any, ...]]
+
+
+class Window:
+    """The form of a window of metrics: found once, and few arrays on its way through a step.
+
+    Every array that a compiled function takes or returns costs a microsecond or two of
+    dispatch, and metrics are mostly float32 scalars: these travel as one vector.
+
+    Args:
+        metrics_of: from the arguments of a step to its metrics; only evaluated abstractly.
+    """
+
+    def __init__(self, metrics_of: Callable[..., Metrics]) -> None:
+        self._metrics_of = metrics_of
+        self._template: Metrics | None = None
+        self._tree: Any = None
+        self._scalar: tuple[bool, ...] = ()
+
+    def empty(self, *args: Any) -> Packed:
+        """Returns an empty window for steps with such arguments."""
+        template = self._template
+        if template is None:
+            shapes = jax.eval_shape(self._metrics_of, *args)
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+            template = self._template = jax.device_get(_empty(zeros))
+            leaves, self._tree = jax.tree.flatten(template)
+            self._scalar = tuple(
+                np.ndim(leaf) == 0 and leaf.dtype == np.float32 for leaf in leaves
+            )
+        return jax.tree.map(jnp.array, self.pack(template))  # a copy: it is donated
+
+    def pack(self, window: Metrics) -> Packed:
+        """Returns a window as a vector of its float32 scalars, and its other arrays."""
+        leaves = jax.tree.leaves(window)
+        scalars = [leaf for leaf, scalar in zip(leaves, self._scalar, strict=True) if scalar]
+        others = [leaf for leaf, scalar in zip(leaves, self._scalar, strict=True) if not scalar]
+        vector = jnp.stack(scalars) if scalars else jnp.zeros(0, jnp.float32)
+        return vector, tuple(others)
+
+    def unpack(self, packed: Packed) -> Metrics:
+        """Returns the window that was packed."""
+        scalars, others = iter(packed[0]), iter(packed[1])
+        return self._tree.unflatten(
+            [next(scalars) if scalar else next(others) for scalar in self._scalar]
+        )
+
+    def merged(self, packed: Packed, metrics: Metrics) -> Packed:
+        """Returns the window with the metrics of one more step."""
+        window = self.unpack(packed)
+        return self.pack({name: merge(window[name], metrics[name]) for name in metrics})
+
+    def finish(self, packed: Packed) -> tuple[Metrics, dict[str, Array], Packed]:
+        """Returns the values of a window, which have weight, and the empty one that follows."""
+        window = self.unpack(packed)
+        values = {name: compute(metric) for name, metric in window.items()}
+        weighted = {name: _has_weight(metric) for name, metric in window.items()}
+        return values, weighted, self.pack(_empty(window))
 
 
 class TrainProgram:
@@ -114,66 +161,37 @@ class TrainProgram:
 
     def __init__(self, recipe: Recipe, log_every: int) -> None:
         self.log_every = log_every
+        form = Window(lambda *args: train_step(recipe, *args)[1])
 
         def step(
-            state: TrainState,
-            window: Metrics,
-            batch: Batch,
-            mask: ArrayLike | None,
-            last: Array,
-        ) -> tuple[TrainState, Metrics, Array]:
+            state: TrainState, window: Packed, batch: Batch, mask: ArrayLike | None, last: Array
+        ) -> tuple[TrainState, Packed, Array]:
             number = state.counters.batches + 1
             due = (number % log_every == 0) | (number == last)
             state, metrics = train_step(recipe, state, batch, mask, norms=due)
-            return state, _merged(window, metrics), _status(state)
-
-        def first_window(state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
-            return _empty(train_step(recipe, state, batch, mask, norms=True)[1])
+            return state, form.merged(window, metrics), _status(state)
 
         self.step = compiled(step, donate=(0, 1))
-        self.finish = compiled(_finish, donate=(0,))
-        self._empty = _EmptyWindow(first_window)
-
-    def empty_window(self, state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
-        """Returns an empty window for the metrics of such batches."""
-        return self._empty(state, batch, mask)
+        self.finish = compiled(form.finish, donate=(0,))
+        self.empty_window = form.empty
 
 
 class EvalProgram:
-    """The compiled evaluation step with its window of metrics."""
+    """The compiled evaluation step with its window of metrics.
+
+    `step(state, window, batch, mask)` returns the window, and something to wait for: the window
+    itself is donated to the next step.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
-        def step(
-            state: TrainState, window: Metrics, batch: Batch, mask: ArrayLike | None
-        ) -> tuple[Metrics, Array]:
-            window = _merged(window, eval_step(recipe, state, batch, mask))
-            # The window is donated to the next step; something must be left to wait for.
-            return window, jnp.sum(
-                jnp.stack([jnp.ravel(x)[0] for x in jax.tree.leaves(window)])
-            )
+        form = Window(lambda *args: eval_step(recipe, *args))
 
-        def first_window(state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
-            return _empty(eval_step(recipe, state, batch, mask))
+        def step(
+            state: TrainState, window: Packed, batch: Batch, mask: ArrayLike | None
+        ) -> tuple[Packed, Array]:
+            window = form.merged(window, eval_step(recipe, state, batch, mask))
+            return window, jnp.sum(window[0])
 
         self.step = compiled(step, donate=(1,))
-        self.finish = compiled(_finish, donate=(0,))
-        self._empty = _EmptyWindow(first_window)
-
-    def empty_window(self, state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
-        """Returns an empty window for the metrics of such batches."""
-        return self._empty(state, batch, mask)
-
-
-class _EmptyWindow:
-    """Makes empty windows; the structure is found once, by abstract evaluation."""
-
-    def __init__(self, first_window: Callable[..., Metrics]) -> None:
-        self._first_window = first_window
-        self._template: Metrics | None = None
-
-    def __call__(self, *args: Any) -> Metrics:
-        if self._template is None:
-            shapes = jax.eval_shape(self._first_window, *args)
-            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-            self._template = jax.device_get(_empty(zeros))
-        return jax.tree.map(jnp.array, self._template)  # a copy, for it will be donated
+        self.finish = compiled(form.finish, donate=(0,))
+        self.empty_window = form.empty
