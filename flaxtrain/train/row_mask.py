@@ -28,6 +28,10 @@ def row_mask(mask: Array | None, rngs: Mapping[str, Key]) -> Iterator[dict[str, 
     take a program that it compiled with another mask. A random stream with a name that was
     never used before makes each context a call of its own.
 
+    The rows are looked for on the first axis. A model that moves the time axis to the front has
+    to pass `mask=` to its BatchNorm itself: where both axes have the same length, nothing here
+    can tell them apart.
+
     Args:
         mask: bool `[rows]`, or None for a full batch: then nothing happens.
         rngs: the random streams of the call.
