@@ -77,10 +77,11 @@ def _empty(metrics: Metrics) -> Metrics:
     return {name: empty_like(metric) for name, metric in metrics.items()}
 
 
-def _has_weight(metric: Any) -> Array:
+def _has_weight(metric: Any, otherwise: Array) -> Array:
+    """Whether a metric saw an example; of metrics that don't tell, `otherwise` is taken."""
     terms = metric.terms if isinstance(metric, Terms) else (metric,)
     known = [jnp.asarray(term.weight) != 0 for term in terms if isinstance(term, Mean)]
-    return jnp.any(jnp.stack(known)) if known else jnp.array(True)
+    return jnp.any(jnp.stack(known)) if known else otherwise
 
 
 def _status(state: TrainState) -> Array:
@@ -144,7 +145,8 @@ class Window:
         """Returns the values of a window, which have weight, and the empty one that follows."""
         window = self.unpack(packed)
         values = {name: compute(metric) for name, metric in window.items()}
-        weighted = {name: _has_weight(metric) for name, metric in window.items()}
+        some = _has_weight(window["loss"], jnp.array(True))
+        weighted = {name: _has_weight(metric, some) for name, metric in window.items()}
         return values, weighted, self.pack(_empty(window))
 
 
