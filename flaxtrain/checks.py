@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
-from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 
-__all__ = ["check_integer", "check_number", "is_concrete"]
+__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "is_concrete"]
 
 
 def is_concrete(value: object) -> bool:
@@ -108,3 +109,42 @@ def check_integer(
         raise ArgumentError(
             f"{name}={value} is too small", where=where, fix=f"pass an integer >= {minimum}"
         )
+
+
+def check_flag(name: str, value: Any, *, where: str | None = None) -> None:
+    """Refuses anything but True and False.
+
+    Raises:
+        ArgumentTypeError: `value` is not a bool.
+
+    Example:
+        >>> check_flag("nesterov", True)
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentTypeError(
+            f"{name}={value!r} is a {type(value).__name__}, not True or False",
+            where=where,
+            fix=f"pass True or False for {name}",
+        )
+
+
+def check_choice(
+    name: str, value: Any, choices: Collection[str], *, where: str | None = None
+) -> None:
+    """Refuses anything but one of a few words.
+
+    Raises:
+        UnknownNameError: `value` is not among `choices`; the nearest one is named.
+        ArgumentTypeError: `value` is not a string.
+
+    Example:
+        >>> check_choice("mode", "hard", ("hard", "smooth"))
+    """
+    if not isinstance(value, str):
+        raise ArgumentTypeError(
+            f"{name}={value!r} is a {type(value).__name__}, not a string",
+            where=where,
+            fix=f"pass one of {', '.join(choices)}",
+        )
+    if value not in choices:
+        raise unknown_name(name, value, choices, where=where)

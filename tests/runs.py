@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,15 +11,22 @@ import numpy as np
 
 from flaxtrain.optim import apply_updates
 
+Extra = Callable[[Any], dict[str, Any]]
+"""From a gradient to the extra arguments of `update`; see `Case.extra`."""
 
-def run(tx: Any, params: Any, grads: Any) -> tuple[Any, Any, Any]:
+
+def nothing(grad: Any) -> dict[str, Any]:
+    return {}
+
+
+def run(tx: Any, params: Any, grads: Any, extra: Extra = nothing) -> tuple[Any, Any, Any]:
     """Applies all gradients in one scan; returns parameters, state and all updates."""
 
     @jax.jit
     def scanned(params: Any, grads: Any) -> Any:
         def step(carry: Any, grad: Any) -> Any:
             params, state = carry
-            updates, state = tx.update(grad, state, params)
+            updates, state = tx.update(grad, state, params, **extra(grad))
             return (apply_updates(params, updates), state), updates
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)
@@ -27,12 +35,15 @@ def run(tx: Any, params: Any, grads: Any) -> tuple[Any, Any, Any]:
     return params, state, updates
 
 
-def walk(tx: Any, params: Any, grads: Any, *, jit: bool) -> tuple[Any, Any, list[Any]]:
+def walk(
+    tx: Any, params: Any, grads: Any, *, jit: bool, extra: Extra = nothing
+) -> tuple[Any, Any, list[Any]]:
     """Applies the gradients one call at a time."""
     update = jax.jit(tx.update) if jit else tx.update
     state, record = tx.init(params), []
     for index in range(len(jax.tree.leaves(grads)[0])):
-        updates, state = update(at(grads, index), state, params)
+        grad = at(grads, index)
+        updates, state = update(grad, state, params, **extra(grad))
         params = apply_updates(params, updates)
         record.append(updates)
     return params, state, record
@@ -104,3 +115,16 @@ def _exact(array: Any) -> np.ndarray:
     array = np.asarray(array)
     wide = np.complex128 if np.iscomplexobj(array) else np.float64
     return array.astype(wide)
+
+
+def moved(grads: Any) -> Any:
+    """Returns float32 gradients with every entry one last place up or down, by a fixed coin."""
+    rng = np.random.default_rng(7)
+
+    def one(leaf: Any) -> Any:
+        array = np.array(leaf)
+        real = array.view(np.float32) if np.iscomplexobj(array) else array
+        away = np.where(rng.integers(0, 2, real.shape) == 1, np.inf, -np.inf)
+        return jnp.asarray(np.nextafter(real, away.astype(real.dtype)).view(array.dtype))
+
+    return jax.tree.map(one, grads)

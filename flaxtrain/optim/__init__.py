@@ -2,18 +2,29 @@
 
 from flaxtrain.optim.adam import (
     Adam,
-    AdamScalars,
-    AdamSlots,
     Nadam,
     ScaleByAdamState,
     adam,
     adam_rule,
     adamw,
+    nadam,
+    nadamw,
     scale_by_adam,
 )
-from flaxtrain.optim.apply import apply_updates
-from flaxtrain.optim.clip import clip_by_global_norm
-from flaxtrain.optim.combine import Mask, MaskedNode, MaskedState, chain, masked, named_chain
+from flaxtrain.optim.apply import (
+    apply_updates,
+)
+from flaxtrain.optim.clip import (
+    clip_by_global_norm,
+)
+from flaxtrain.optim.combine import (
+    Mask,
+    MaskedNode,
+    MaskedState,
+    chain,
+    masked,
+    named_chain,
+)
 from flaxtrain.optim.moments import (
     Decay,
     DecayRate,
@@ -26,9 +37,20 @@ from flaxtrain.optim.moments import (
     stored_dtype,
     value,
 )
-from flaxtrain.optim.per_leaf import init_slots, per_leaf, safe_increment, update_slots
-from flaxtrain.optim.registry import NAMED, NamedOptimizer
-from flaxtrain.optim.rule import NoSlots, Rule, rule
+from flaxtrain.optim.per_leaf import (
+    init_slots,
+    per_leaf,
+    safe_increment,
+    update_slots,
+)
+from flaxtrain.optim.registry import (
+    NAMED,
+    NamedOptimizer,
+)
+from flaxtrain.optim.rule import (
+    Rule,
+    rule,
+)
 from flaxtrain.optim.scale import (
     ScaleByScheduleState,
     check_learning_rate,
@@ -39,11 +61,16 @@ from flaxtrain.optim.scale import (
 from flaxtrain.optim.sgd import (
     GradientDescent,
     Trace,
-    TraceSlots,
     TraceState,
     sgd,
     sgd_rule,
     trace,
+)
+from flaxtrain.optim.stages import (
+    DECAY,
+    RATE,
+    Place,
+    Stage,
 )
 from flaxtrain.optim.transform import (
     EmptyState,
@@ -58,13 +85,16 @@ from flaxtrain.optim.transform import (
     stateless,
     with_extra_args,
 )
-from flaxtrain.optim.weight_decay import WeightDecaySchedule, add_decayed_weights
+from flaxtrain.optim.weight_decay import (
+    WeightDecaySchedule,
+    add_decayed_weights,
+)
 
 __all__ = [
+    "DECAY",
     "NAMED",
+    "RATE",
     "Adam",
-    "AdamScalars",
-    "AdamSlots",
     "Decay",
     "DecayRate",
     "EmptyState",
@@ -76,12 +106,12 @@ __all__ = [
     "MaskedState",
     "Nadam",
     "NamedOptimizer",
-    "NoSlots",
+    "Place",
     "Rule",
     "ScaleByAdamState",
     "ScaleByScheduleState",
+    "Stage",
     "Trace",
-    "TraceSlots",
     "TraceState",
     "TransformationLike",
     "UpdateFn",
@@ -103,6 +133,8 @@ __all__ = [
     "init_slots",
     "masked",
     "moving_average",
+    "nadam",
+    "nadamw",
     "named",
     "named_chain",
     "per_leaf",

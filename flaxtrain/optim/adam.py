@@ -50,6 +50,8 @@ __all__ = [
     "adam",
     "adam_rule",
     "adamw",
+    "nadam",
+    "nadamw",
     "scale_by_adam",
 ]
 
@@ -306,4 +308,70 @@ def adamw(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, **moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
+    )
+
+
+@named
+def nadam(
+    learning_rate: ArrayLike | Schedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = True,
+    state_dtype: DTypeLike | None = None,
+) -> GradientTransformation:
+    """Adam with Nesterov's look ahead: `adam` with `nesterov=True`. Arguments are `adam`'s.
+
+    Raises:
+        ArgumentError: a value is out of range, or both dtypes are given.
+        ArgumentTypeError: a value has the wrong type.
+
+    Example:
+        >>> tx, x = nadam(0.1), jnp.float32(1.0)
+        >>> updates, state = tx.update(2 * x, tx.init(x))
+        >>> print(round(float(x + updates), 4))
+        0.8526
+    """
+    return adam(
+        learning_rate,
+        *(b1, b2, eps, eps_root, mu_dtype),
+        nesterov=nesterov,
+        state_dtype=state_dtype,
+    )
+
+
+@named
+def nadamw(
+    learning_rate: ArrayLike | Schedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: ArrayLike | Schedule = 1e-4,
+    mask: Mask | None = None,
+    *,
+    nesterov: bool = True,
+    state_dtype: DTypeLike | None = None,
+) -> GradientTransformation:
+    """AdamW with Nesterov's look ahead: `adamw` with `nesterov=True`. Arguments are `adamw`'s.
+
+    Raises:
+        ArgumentError: a value is out of range, or both dtypes are given.
+        ArgumentTypeError: a value has the wrong type.
+
+    Example:
+        >>> tx, x = nadamw(0.1, weight_decay=1.0), jnp.float32(1.0)
+        >>> updates, state = tx.update(0 * x, tx.init(x), x)
+        >>> print(round(float(x + updates), 4))
+        0.9
+    """
+    return adamw(
+        learning_rate,
+        *(b1, b2, eps, eps_root, mu_dtype, weight_decay, mask),
+        nesterov=nesterov,
+        state_dtype=state_dtype,
     )

@@ -25,8 +25,6 @@ from flaxtrain.typing import Array, ArrayLike, DTypeLike, OptState, Params, PyTr
 
 __all__ = ["init_slots", "per_leaf", "safe_increment", "update_slots"]
 
-_COUNT = "count"
-
 
 def safe_increment(count: ArrayLike) -> Array:
     """Returns `count + 1`, or `count` where that is the largest value its dtype can hold.
@@ -125,15 +123,20 @@ def update_slots(
 
 @named
 def per_leaf(
-    rule: Rule, state: Callable[..., OptState], *, state_dtype: DTypeLike | None = None
+    rule: Rule,
+    state: Callable[..., OptState],
+    *,
+    state_dtype: DTypeLike | None = None,
+    counter: str = "count",
 ) -> GradientTransformation:
     """Makes a gradient transformation of a rule.
 
     Args:
         rule: what to do with one array.
         state: a NamedTuple type with one field for each slot of the rule and, if the number of
-            updates is to be kept, an int32 field `count`.
+            updates is to be kept, an int32 field for it.
         state_dtype: as for `update_slots`.
+        counter: the name of that field.
 
     Raises:
         ArgumentTypeError: `rule` is not a Rule.
@@ -146,37 +149,37 @@ def per_leaf(
         >>> print(state.trace)
         1.0
     """
-    counted, make = _has_count(rule, state), state
+    counted, make = _has_count(rule, state, counter), state
 
     def init(params: Params, /) -> OptState:
-        count = {_COUNT: jnp.zeros([], jnp.int32)} if counted else {}
+        count = {counter: jnp.zeros([], jnp.int32)} if counted else {}
         return make(**count, **init_slots(rule, params, state_dtype=state_dtype)._asdict())
 
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, OptState]:
         slots = rule.Slots(*(getattr(state, name) for name in _fields(rule.Slots)))
-        t = safe_increment(state.count) if counted else None
+        t = safe_increment(getattr(state, counter)) if counted else None
         new, slots = update_slots(rule, t, updates, slots, params, state_dtype=state_dtype)
-        return new, make(**({_COUNT: t} if counted else {}), **slots._asdict())
+        return new, make(**({counter: t} if counted else {}), **slots._asdict())
 
     return GradientTransformation(init, update)
 
 
-def _has_count(rule: Rule, state: Any) -> bool:
+def _has_count(rule: Rule, state: Any, counter: str) -> bool:
     if not isinstance(rule, Rule):
         raise ArgumentTypeError(
             f"{rule!r} is not a Rule", where="per_leaf", fix="pass an instance of a Rule class"
         )
     fields, slots = _fields(state), _fields(rule.Slots)
-    counted = _COUNT in fields
+    counted = counter in fields
     depends_on_step = type(rule).scalars is not Rule.scalars
-    if set(fields) - {_COUNT} != set(slots) or (depends_on_step and not counted):
-        wanted = (_COUNT, *slots) if depends_on_step else slots
+    if set(fields) - {counter} != set(slots) or (depends_on_step and not counted):
+        wanted = (counter, *slots) if depends_on_step else slots
         raise ArgumentError(
             f"{state.__name__} has the fields {fields}, {type(rule).__name__} needs {wanted}",
             where="per_leaf(rule, state=...)",
-            fix="give the state one field for each slot, and `count` if scalars(t) is used",
+            fix="give the state one field for each slot, and the counter if scalars(t) is used",
         )
     return counted
 

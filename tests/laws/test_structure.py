@@ -27,9 +27,9 @@ def example(dtype: Any, *, complex_leaf: bool) -> tuple[Any, Any]:
 @each_case
 def test_structure_shapes_and_dtypes_are_kept(case: Case) -> None:
     tx = case.ours()
-    params, grads = example(jnp.float32, complex_leaf=True)
+    params, grads = example(jnp.float32, complex_leaf=case.has_complex)
     state = jax.eval_shape(tx.init, params)
-    updates, after = jax.eval_shape(tx.update, grads, state, params)
+    updates, after = jax.eval_shape(tx.update, grads, state, params, **case.extra(grads))
     assert layout(updates) == layout(grads)
     assert layout(after) == layout(state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -43,7 +43,7 @@ def test_bfloat16_stays_bfloat16(case: Case) -> None:
     tx = case.ours()
     params, grads = example(jnp.bfloat16, complex_leaf=False)
     state = jax.eval_shape(tx.init, params)
-    updates, after = jax.eval_shape(tx.update, grads, state, params)
+    updates, after = jax.eval_shape(tx.update, grads, state, params, **case.extra(grads))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(updates)} == {"bfloat16"}
     assert layout(after) == layout(state)
 
@@ -51,7 +51,7 @@ def test_bfloat16_stays_bfloat16(case: Case) -> None:
 @each_case
 def test_a_tree_without_leaves_gives_one(case: Case) -> None:
     tx, params = case.ours(), {"w": {}, "rest": {}}
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, _ = tx.update(params, tx.init(params), params, **case.extra(params))
     assert updates == params
 
 
@@ -59,7 +59,7 @@ def test_a_tree_without_leaves_gives_one(case: Case) -> None:
 def test_none_leaves_pass(case: Case) -> None:
     tx, params = case.ours(), {"w": jnp.ones((2, 2)), "rest": {"absent": None}}
     state = tx.init(params)
-    updates, after = tx.update(params, state, params)
+    updates, after = tx.update(params, state, params, **case.extra(params))
     assert updates["rest"] == {"absent": None} and updates["w"].shape == (2, 2)
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
@@ -69,7 +69,7 @@ def test_scalars_of_python_numpy_and_jax_give_the_same(case: Case) -> None:
     tx, results = case.ours(), []
     for make in (jnp.float32, np.float32, np.asarray, float):
         params = {"w": make(2.0), "rest": {"b": make(-1.0)}}
-        updates, _ = tx.update(params, tx.init(params), params)
+        updates, _ = tx.update(params, tx.init(params), params, **case.extra(params))
         results.append([float(leaf) for leaf in jax.tree.leaves(updates)])
     # Python and float64 numbers are rounded to float32 a little later than arrays are.
     np.testing.assert_allclose(results, results[:1] * 4, rtol=case.rounding(float32=3e-7))
@@ -78,16 +78,16 @@ def test_scalars_of_python_numpy_and_jax_give_the_same(case: Case) -> None:
 @each_case
 def test_a_state_saved_by_names_continues_bit_for_bit(case: Case) -> None:
     tx = case.ours()
-    params, grads = example(jnp.float32, complex_leaf=True)
+    params, grads = example(jnp.float32, complex_leaf=case.has_complex)
     update = jax.jit(tx.update)
-    _, state = update(grads, tx.init(params), params)
+    _, state = update(grads, tx.init(params), params, **case.extra(grads))
     saved = {name: np.asarray(leaf) for name, leaf in named_leaves(state)}
     assert len(saved) == len(jax.tree.leaves(state)), "names are unique"
     empty = jax.eval_shape(tx.init, params)
     restored = jax.tree.unflatten(
         jax.tree.structure(empty), [saved[name] for name, _ in named_leaves(empty)]
     )
-    kept, resumed = update(grads, state, params), update(grads, restored, params)
+    kept, resumed = (update(grads, s, params, **case.extra(grads)) for s in (state, restored))
     assert differing_leaves(resumed, kept) == []
 
 
@@ -118,9 +118,9 @@ def test_parameters_are_needed_only_where_the_row_says_so(case: Case) -> None:
     params, grads = example(jnp.float32, complex_leaf=False)
     if case.needs_params:
         with pytest.raises(ValueError, match="needs the parameters"):
-            tx.update(grads, tx.init(params))
+            tx.update(grads, tx.init(params), **case.extra(grads))
     else:
-        updates, _ = tx.update(grads, tx.init(params))
+        updates, _ = tx.update(grads, tx.init(params), **case.extra(grads))
         assert layout(updates) == layout(grads)
 
 

@@ -22,29 +22,28 @@ FUSED = 1e-6
 RATES = (1e-3, 1e-2, 0.3)
 
 
-def recorded(steps: int) -> tuple[Any, Any]:
+def recorded(steps: int, *, complex_leaf: bool = True) -> tuple[Any, Any]:
     return (
-        gradients.cast(gradients.params(), jnp.float32),
-        gradients.cast(gradients.gradients(steps), jnp.float32),
+        gradients.cast(gradients.params(complex_leaf=complex_leaf), jnp.float32),
+        gradients.cast(gradients.gradients(steps, complex_leaf=complex_leaf), jnp.float32),
     )
 
 
-def small() -> tuple[Any, Any]:
+def small(case: Case) -> tuple[Any, Any]:
     params, grads = recorded(2)
-    return (
-        {"w": tree["w"], "rest": {"wave": tree["rest"]["wave"]}} for tree in (params, grads)
-    )
+    leaf = "wave" if case.has_complex else "bias"
+    return ({"w": tree["w"], "rest": {leaf: tree["rest"][leaf]}} for tree in (params, grads))
 
 
 @each_case
 def test_jit_and_eager_agree_and_the_second_call_does_not_compile(case: Case) -> None:
     tx = case.ours()
-    params, grads = small()
+    params, grads = small(case)
     update = jax.jit(tx.update)
     state = tx.init(params)
     for index in range(2):
-        compiled = update(at(grads, index), state, params)
-        eager = tx.update(at(grads, index), state, params)
+        compiled = update(at(grads, index), state, params, **case.extra(at(grads, index)))
+        eager = tx.update(at(grads, index), state, params, **case.extra(at(grads, index)))
         assert deviation(compiled, eager) <= case.rounding(float32=FUSED)
         state = compiled[1]
     assert update._cache_size() == 1
@@ -52,11 +51,11 @@ def test_jit_and_eager_agree_and_the_second_call_does_not_compile(case: Case) ->
 
 @each_case
 def test_vmap_over_learning_rates_equals_a_loop(case: Case) -> None:
-    params, grads = small()
+    params, grads = small(case)
 
     def first(learning_rate: Any) -> Any:
         tx = case.ours(learning_rate)
-        return tx.update(at(grads, 0), tx.init(params), params)[0]
+        return tx.update(at(grads, 0), tx.init(params), params, **case.extra(at(grads, 0)))[0]
 
     together = jax.vmap(first)(jnp.asarray(RATES, jnp.float32))
     for index, rate in enumerate(RATES):
@@ -139,10 +138,12 @@ def test_an_edited_array_hyperparameter_does_not_recompile_and_keeps_the_bits() 
 
 
 def test_no_state_or_update_is_weakly_typed() -> None:
-    params, grads = recorded(2)
     for case in CASES:
         tx = case.ours()
+        params, grads = recorded(2, complex_leaf=case.has_complex)
         carry = jax.eval_shape(lambda p, tx=tx: tx.init(p), params)
-        after = jax.eval_shape(tx.update, at(grads, 0), carry, params)[1]
+        after = jax.eval_shape(
+            tx.update, at(grads, 0), carry, params, **case.extra(at(grads, 0))
+        )[1]
         weak = [x.weak_type for x in jax.tree.leaves((carry, after))]
         assert not any(weak), case.name
