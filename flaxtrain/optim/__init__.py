@@ -6,10 +6,12 @@ from flaxtrain.optim.adam import (
     ScaleByAdamState,
     adam,
     adam_rule,
-    adamw,
     nadam,
-    nadamw,
     scale_by_adam,
+)
+from flaxtrain.optim.adamw import (
+    adamw,
+    nadamw,
 )
 from flaxtrain.optim.apply import (
     apply_updates,

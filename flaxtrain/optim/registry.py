@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from flaxtrain.optim.adam import adam, adam_rule, adamw
+from flaxtrain.optim.adam import adam, adam_rule
+from flaxtrain.optim.adamw import adamw
 from flaxtrain.optim.rule import Rule
 from flaxtrain.optim.sgd import sgd, sgd_rule
 from flaxtrain.optim.transform import GradientTransformation
