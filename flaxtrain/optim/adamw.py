@@ -56,6 +56,7 @@ def adamw(
         ArgumentTypeError: a value has the wrong type.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> tx = adamw(0.1, weight_decay=0.5, mask={"kernel": True, "bias": False})
         >>> params = {"kernel": jnp.float32(1.0), "bias": jnp.float32(1.0)}
         >>> zero = {"kernel": jnp.float32(0.0), "bias": jnp.float32(0.0)}
@@ -93,6 +94,7 @@ def nadamw(
         ArgumentTypeError: a value has the wrong type.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> tx, x = nadamw(0.1, weight_decay=1.0), jnp.float32(1.0)
         >>> updates, state = tx.update(0 * x, tx.init(x), x)
         >>> print(round(float(x + updates), 4))
