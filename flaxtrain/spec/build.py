@@ -2,9 +2,10 @@
 
 For a named optimizer, at update t = 1, 2, ... with learning rate a = learning_rate(t - 1):
     g <- g min(1, clip_norm / |g|)              one factor for all parameters
-    u <- rule(g)                                the preconditioner, per parameter
-    u <- u + weight_decay x                     where the decay mask is True
-    update = -a u
+    the stages of the optimizer in their order; for most of them
+        u <- rule(g)                            the preconditioner, per parameter
+        u <- u + weight_decay x                 where the decay mask is True
+        update = -a u
 Parameters of less than float32 precision are widened first; slots and updates are float32, and
 the sum of parameter and update is rounded once, by `apply_updates`.
 """
@@ -23,9 +24,9 @@ from flaxtrain.errors import ArgumentError, ParameterError, nearest
 from flaxtrain.optim import (
     NAMED,
     GradientTransformation,
-    init_slots,
+    init_stages,
     safe_increment,
-    update_slots,
+    update_stages,
     with_extra_args,
 )
 from flaxtrain.params import Facts, decay_mask
@@ -85,15 +86,15 @@ class DecayedPaths(frozenset[Path]):
 
 def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
     entry = NAMED[str(spec.name)]
-    rule = entry.rule(**dict(spec.hyperparameters))
-    weight_decay = entry.weight_decay if spec.weight_decay is None else spec.weight_decay
+    stages = entry.stages(spec.learning_rate, **dict(spec.hyperparameters))
+    weight_decay: Any = entry.weight_decay if spec.weight_decay is None else spec.weight_decay
     decayed = _decayed_paths(spec, facts, weight_decay)
     rate: Any = spec.learning_rate
 
     def init(params: Params, /) -> OptState:
         _check_paths(params, facts)
-        slots = init_slots(rule, widened(params))
-        return OptState(jnp.zeros([], jnp.int32), _not_yet([DEFAULT]), slots._asdict())
+        slots = init_stages(stages, widened(params))
+        return OptState(jnp.zeros([], jnp.int32), _not_yet([DEFAULT]), slots)
 
     def update(
         updates: Updates,
@@ -109,14 +110,22 @@ def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
                 where=f"{spec!r}: update(updates, state, params=None)",
                 fix="call update(updates, state, params)",
             )
-        t = safe_increment(state.count)
         learning_rate: Any = rate_at(rate, state.count)
         params = widened(params)
-        grads = _clipped(widened(updates), spec.clip_norm, grad_norm)
-        direction, slots = update_slots(rule, t, grads, rule.Slots(**state.slots), params)
-        direction = _add_decay(direction, params, weight_decay, decayed)
+
+        def with_decay(updates: Updates, sign: int) -> Updates:
+            return _add_decay(updates, params, sign * weight_decay, decayed)
+
+        t = safe_increment(state.count)
+        new, slots = update_stages(
+            *(stages, t, _clipped(widened(updates), spec.clip_norm, grad_norm)),
+            *(state.slots, params),
+            learning_rate=learning_rate,
+            decayed=with_decay,
+            **extra_args,
+        )
         applied = {DEFAULT: jnp.asarray(learning_rate, jnp.float32)}
-        return _scaled(direction, -learning_rate), OptState(t, applied, slots._asdict())
+        return new, OptState(t, applied, slots)
 
     return GradientTransformation(
         init, update, name="build", arguments={"spec": spec, "decayed": decayed}

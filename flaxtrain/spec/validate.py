@@ -95,11 +95,11 @@ def _check_named(spec: OptSpec, where: str) -> None:
     for name, _ in spec.hyperparameters:
         if name not in entry.hyperparameters:
             raise _unknown_argument(name, entry.hyperparameters, where)
-    try:
-        entry.rule(**dict(spec.hyperparameters))
-    except FlaxtrainError as error:  # the rule doesn't know where its arguments come from
-        raise type(error)(error.found, where=where, fix=error.fix) from None
     _check_learning_rate(spec.learning_rate, where)
+    try:
+        entry.stages(spec.learning_rate, **dict(spec.hyperparameters))
+    except FlaxtrainError as error:  # the stages don't know where their arguments come from
+        raise type(error)(error.found, where=where, fix=error.fix) from None
     if spec.weight_decay is not None:
         check_number("weight_decay", spec.weight_decay, minimum=0.0, where=where)
 
