@@ -16,7 +16,7 @@ export NPROC ?= 2
 # pyright comes bundled in its wheel: don't ask the network for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test check format pytest slow docs build clean
+.PHONY: help demo test check format pytest slow parity docs build clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -26,6 +26,7 @@ help:
 	@echo "make check   format, lint and types only"
 	@echo "make format  rewrite the files in the house style"
 	@echo "make slow    the tests that take minutes"
+	@echo "make parity  measure every optimizer against optax, write docs/parity.md (half an hour)"
 	@echo "make docs    build docs/_build/html"
 	@echo "make build   wheel and sdist in dist/"
 
@@ -65,6 +66,9 @@ pytest: $(VENV)/installed-test
 
 slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+parity: $(VENV)/installed-test
+	$(BIN)/python -m tests.parity.report
 
 docs: $(VENV)/installed-test
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html

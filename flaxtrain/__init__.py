@@ -43,7 +43,7 @@ from flaxtrain.loop import (
     Trainer,
 )
 from flaxtrain.metrics import Mean
-from flaxtrain.spec import OptSpec
+from flaxtrain.spec import OptSpec, get_lr
 from flaxtrain.train import (
     BoundModel,
     Recipe,
@@ -79,6 +79,7 @@ __all__ = [
     "errors",
     "eval_step",
     "fit_arguments",
+    "get_lr",
     "losses",
     "make_recipe",
     "metrics",

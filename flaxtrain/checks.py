@@ -1,4 +1,4 @@
-"""Range checks on the concrete values of arguments.
+"""Checks of arguments: their names, and the range of their concrete values.
 
 Factories are also called with tracers (`vmap` over a learning rate): a value that is not known
 yet passes, everything else is judged at construction.
@@ -6,18 +6,30 @@ yet passes, everything else is judged at construction.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, nearest, unknown_name
 
-__all__ = ["check_choice", "check_flag", "check_integer", "check_number", "is_concrete"]
+__all__ = [
+    "answering",
+    "check_choice",
+    "check_flag",
+    "check_integer",
+    "check_number",
+    "is_concrete",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def is_concrete(value: object) -> bool:
@@ -32,6 +44,7 @@ def check_number(
     minimum: float = -math.inf,
     maximum: float = math.inf,
     exclude: tuple[float, ...] = (),
+    finite: bool = True,
     where: str | None = None,
 ) -> None:
     """Refuses a scalar that is not a finite real number in `[minimum, maximum]`.
@@ -42,6 +55,7 @@ def check_number(
         minimum: smallest value allowed.
         maximum: largest value allowed.
         exclude: values in the range that are refused all the same (an open end).
+        finite: refuse infinity too; False for bounds that may be none.
         where: the function or class that was called.
 
     Raises:
@@ -69,13 +83,15 @@ def check_number(
             fix=f"pass one number for {name}",
         )
     number = float(array)
-    if not (minimum <= number <= maximum) or not math.isfinite(number) or number in exclude:
+    infinite = finite and not math.isfinite(number)
+    if not (minimum <= number <= maximum) or infinite or number in exclude:
         low = "(" if minimum in exclude or minimum == -math.inf else "["
         high = ")" if maximum in exclude or maximum == math.inf else "]"
+        kind = "finite number" if finite else "number"
         raise ArgumentError(
             f"{name}={value} is out of range",
             where=where,
-            fix=f"pass a finite number in {low}{minimum:g}, {maximum:g}{high}",
+            fix=f"pass a {kind} in {low}{minimum:g}, {maximum:g}{high}",
         )
 
 
@@ -148,3 +164,48 @@ def check_choice(
         )
     if value not in choices:
         raise unknown_name(name, value, choices, where=where)
+
+
+def answering(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates a function so that a call that does not bind names the nearest valid argument.
+
+    Raises:
+        ArgumentTypeError: (from the decorated function) the call does not bind.
+
+    Example:
+        >>> @answering
+        ... def power(base: float, exponent: float = 2.0) -> float:
+        ...     return base**exponent
+        >>> power(3.0)
+        9.0
+        >>> power(3.0, exponnt=1.0)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        ArgumentTypeError: got an unexpected keyword argument 'exponnt'
+    """
+    signature = inspect.signature(function)
+    # The error of a constructor names the class.
+    name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise _does_not_bind(name, signature, kwargs, error) from None
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _does_not_bind(
+    name: str, signature: inspect.Signature, kwargs: Mapping[str, Any], error: TypeError
+) -> ArgumentTypeError:
+    parameters = signature.parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    wrong = [key for key in kwargs if key not in signature.parameters and not takes_any]
+    # Python complains first of a missing argument, also where it is the misspelt one.
+    found = f"got an unexpected keyword argument {wrong[0]!r}" if wrong else str(error)
+    guess = nearest(wrong[0], signature.parameters) if wrong else []
+    hint = f"did you mean {guess[0]!r}? " if guess else ""
+    known = ", ".join(name for name in signature.parameters if name != "self")
+    return ArgumentTypeError(found, where=name, fix=f"{hint}Arguments: {known}")

@@ -8,11 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from flaxtrain.errors import FlaxtrainError
 from flaxtrain.optim import apply_updates
 
 Extra = Callable[[Any], dict[str, Any]]
 """From a gradient to the extra arguments of `update`; see `Case.extra`."""
+
+FLOAT32_BAR = 2e-6
+"""The largest deviation between libraries: about 30 roundings. Under jit most rows are equal
+bit for bit; without it, optax itself compiles some parts and not others."""
 
 
 def nothing(grad: Any) -> dict[str, Any]:
@@ -128,3 +134,10 @@ def moved(grads: Any) -> Any:
         return jnp.asarray(np.nextafter(real, away.astype(real.dtype)).view(array.dtype))
 
     return jax.tree.map(one, grads)
+
+
+def refused(call: Callable[[], Any], kind: type[FlaxtrainError], text: str) -> None:
+    """Asserts that the call raises this error, with `text` in it and with what to do."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert text in str(caught.value) and caught.value.fix

@@ -159,9 +159,9 @@ SPECS = {
     "unknown optimizer": Row(
         lambda _: ft.OptSpec("adamm", learning_rate=0.1),
         errors.UnknownNameError,
-        """unknown optimizer 'adamm'
+        f"""unknown optimizer 'adamm'
   where: OptSpec(optimizer)
-  fix:   did you mean 'adam'? Known: adam, adamw, sgd""",
+  fix:   did you mean 'adam'? Known: {", ".join(sorted(ft.optim.NAMED))}""",
     ),
     "misspelt argument of OptSpec": Row(
         lambda _: ft.OptSpec("adam", learningrate=0.1),

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from flaxtrain.metrics.gradients import NonFiniteReport, gradient_stats, nonfinite_report
 from flaxtrain.metrics.mean import Mean, Terms
 from flaxtrain.metrics.monoid import compute, empty_like, is_metric, merge
 from flaxtrain.metrics.std import Std
 
-__all__ = ["Mean", "Std", "Terms", "compute", "empty_like", "is_metric", "merge"]
+__all__ = [
+    "Mean",
+    "NonFiniteReport",
+    "Std",
+    "Terms",
+    "compute",
+    "empty_like",
+    "gradient_stats",
+    "is_metric",
+    "merge",
+    "nonfinite_report",
+]

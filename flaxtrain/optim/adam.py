@@ -18,17 +18,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from flaxtrain.checks import check_number
+from flaxtrain.checks import check_flag
 from flaxtrain.optim.combine import chain
+from flaxtrain.optim.dtypes import check_dtype, stored_dtype
 from flaxtrain.optim.moments import (
     Decay,
     bias_correction,
-    check_dtype,
+    check_decays,
+    check_epsilons,
     complement,
     debiased,
     moving_average,
     squared_magnitude,
-    stored_dtype,
     value,
 )
 from flaxtrain.optim.per_leaf import per_leaf, safe_increment
@@ -46,6 +47,7 @@ __all__ = [
     "adam",
     "adam_rule",
     "nadam",
+    "nadam_rule",
     "scale_by_adam",
 ]
 
@@ -164,12 +166,30 @@ def adam_rule(
         >>> adam_rule(b2=0.99, nesterov=True).b2
         0.99
     """
-    for name, decay in (("b1", b1), ("b2", b2)):
-        check_number(name, value(decay), minimum=0.0, maximum=1.0, exclude=(1.0,), where="adam")
-    check_number("eps", eps, minimum=0.0, where="adam")
-    check_number("eps_root", eps_root, minimum=0.0, where="adam")
+    check_decays(b1=b1, b2=b2, where="adam")
+    check_epsilons(eps=eps, eps_root=eps_root, where="adam")
     mu_dtype = check_dtype("mu_dtype", mu_dtype, where="adam")
+    check_flag("nesterov", nesterov, where="adam")
     return (Nadam if nesterov else Adam)(b1, b2, eps, eps_root, mu_dtype)
+
+
+@answering
+def nadam_rule(
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = True,
+) -> Adam:
+    """Returns `adam_rule` with the look ahead by default. Arguments and errors are its own.
+
+    Example:
+        >>> nadam_rule(b2=0.99)
+        Nadam(b1=0.9, b2=0.99, eps=1e-08, eps_root=0.0, mu_dtype=None)
+    """
+    return adam_rule(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
 
 
 @named

@@ -14,6 +14,7 @@ from typing import Any
 
 from flaxtrain.optim.adam import scale_by_adam
 from flaxtrain.optim.combine import Mask, chain
+from flaxtrain.optim.per_leaf import in_float32
 from flaxtrain.optim.scale import check_learning_rate, scale_by_learning_rate
 from flaxtrain.optim.transform import GradientTransformation, named
 from flaxtrain.optim.weight_decay import add_decayed_weights
@@ -66,11 +67,12 @@ def adamw(
     """
     check_learning_rate(learning_rate, where="adamw")
     moments: dict[str, Any] = {"nesterov": nesterov, "state_dtype": state_dtype}
-    return chain(
+    parts = chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, **moments),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
+    return in_float32(parts, state_dtype)
 
 
 @named

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from flaxtrain.checks import is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, ParameterError
+from flaxtrain.optim.choice import chooser, some, uncovered
 from flaxtrain.optim.transform import (
     GradientTransformation,
     TransformationLike,
@@ -22,7 +24,9 @@ from flaxtrain.typing import OptState, Params, PyTree, Updates
 __all__ = ["Mask", "MaskedNode", "MaskedState", "chain", "masked", "named_chain"]
 
 Mask: TypeAlias = PyTree | Callable[[Params], PyTree]
-"""A tree of bools like the parameters, or a prefix of one, or a function that makes one."""
+"""A tree of bools like the parameters or a prefix of it, with or without the level `params`; or
+a mapping from patterns such as `"*/bias"` to bools, in which the first match decides; or a
+function from the parameters, or their names, to one of these (see `mask_by_path`)."""
 
 
 class MaskedState(NamedTuple):
@@ -141,13 +145,13 @@ def masked(
     """Applies `inner` to a part of the tree; the rest passes through as it is.
 
     What passes through is the raw gradient: `masked` is for parts of an optimizer such as
-    weight decay. It does not freeze parameters.
+    weight decay. It does not freeze parameters; `freeze` and `selective_transform` do.
 
     Args:
         inner: the transformation; it sees `MaskedNode()` where the mask is False.
         mask: a tree of bools like the parameters or a prefix of it, or a function that makes
-            one from the parameters (from the updates, where `update` gets no parameters). It
-            must be known while tracing.
+            one from the parameters (from the updates, where `update` gets no parameters); see
+            `Mask`. It must be known while tracing.
         mask_compatible_extra_args: mask also those extra arguments that are trees like the
             updates.
 
@@ -157,6 +161,11 @@ def masked(
     Raises:
         ArgumentTypeError: `inner` is not a transformation, or the mask has a leaf that is not a
             bool.
+        ParameterError: (from `init`, `update`) the mask does not fit the parameters.
+
+    Warns:
+        UserWarning: (from `init`, once) `inner` has a learning rate, so that what passes
+            through is neither frozen nor scaled.
 
     Example:
         >>> import jax.numpy as jnp
@@ -166,8 +175,31 @@ def masked(
         >>> tx.update(grads, tx.init(grads))[0]
         {'bias': 1.0, 'kernel': 10.0}
     """
-    part = with_extra_args(inner)
-    mask_of = _mask_function(mask)
+    part, mask_of = with_extra_args(inner), mask_function(mask)
+    tx = applied_where(part, mask_of, mask_compatible_extra_args)
+    if not _has_learning_rate(part):
+        return tx
+    warned: list[str] = []
+
+    def init(params: Params, /) -> OptState:
+        raw = [] if warned else uncovered(mask_of(params), params)
+        if raw:
+            warned.extend(raw)
+            warnings.warn(
+                f"masked({part.name}, ...) passes on the raw gradient of {len(raw)} "
+                f"parameters: {some(raw)}. To hold them still use selective_transform or "
+                "freeze; to give them another optimizer use partition.",
+                stacklevel=2,
+            )
+        return tx.init(params)
+
+    return GradientTransformation(init, tx.update)
+
+
+def applied_where(
+    part: GradientTransformation, mask_of: Callable[[Params], PyTree], mask_extra_args: bool
+) -> GradientTransformation:
+    """Returns `masked` for a mask that is a function already; it never warns."""
 
     def init(params: Params, /) -> MaskedState:
         return MaskedState(part.init(_keep(mask_of(params), params)))
@@ -175,31 +207,29 @@ def masked(
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, MaskedState]:
-        tree = mask_of(updates if params is None else params)
-        if mask_compatible_extra_args:
+        mask = mask_of(updates if params is None else params)
+        if mask_extra_args:
             like = jax.tree.structure(updates)
             extra_args = {
-                name: _keep(tree, value) if jax.tree.structure(value) == like else value
+                name: _keep(mask, value) if jax.tree.structure(value) == like else value
                 for name, value in extra_args.items()
             }
-        kept = None if params is None else _keep(tree, params)
+        kept = None if params is None else _keep(mask, params)
         new, inner_state = part.update(
-            _keep(tree, updates), state.inner_state, kept, **extra_args
+            _keep(mask, updates), state.inner_state, kept, **extra_args
         )
-        merged = jax.tree.map(lambda m, a, b: a if m else b, tree, new, updates)
+        merged = jax.tree.map(lambda m, a, b: a if m else b, mask, new, updates)
         return merged, MaskedState(inner_state)
 
     return GradientTransformation(init, update)
 
 
-def _mask_function(mask: Mask) -> Callable[[Params], PyTree]:
-    """Returns the function that gives the mask of a tree, and checks every mask it gives."""
-    # A module of bools may define __call__ and is a tree all the same, so leaves are asked.
-    leaves = jax.tree.leaves(mask)
-    if leaves and all(map(callable, leaves)):
-        return lambda tree: _checked(mask(tree))
-    checked = _checked(mask)
-    return lambda tree: checked
+def mask_function(mask: Mask) -> Callable[[Params], PyTree]:
+    """Returns the function that gives the mask of a tree, and checks every mask it gives.
+
+    All arguments that are masks go through here.
+    """
+    return chooser(mask, what="mask", check=_checked)
 
 
 def _checked(mask: PyTree) -> PyTree:
@@ -226,9 +256,21 @@ def _keep(mask: PyTree, tree: PyTree) -> PyTree:
     """Replaces the subtrees where the mask is False by `MaskedNode()`."""
     try:
         return jax.tree.map(lambda m, subtree: subtree if m else MaskedNode(), mask, tree)
-    except ValueError as error:
+    except ValueError as error:  # it was made for the parameters
         raise ParameterError(
             f"the mask does not fit the tree: {error}",
-            where="masked",
-            fix="pass a mask of the structure of the parameters, or a prefix of it",
+            where="masked: update(updates, state, params)",
+            fix="pass updates of the structure of the parameters",
         ) from None
+
+
+def _has_learning_rate(value: Any) -> bool:
+    """Whether an optimizer of ours was made with a learning rate, at any depth."""
+    if isinstance(value, GradientTransformation):
+        given = value.arguments
+        return given.get("learning_rate") is not None or _has_learning_rate(given)
+    if isinstance(value, (Mapping, tuple, list)):
+        return any(
+            map(_has_learning_rate, value.values() if isinstance(value, Mapping) else value)
+        )
+    return False

@@ -1,4 +1,4 @@
-"""Moving averages of gradients, their bias correction, and how they are stored.
+"""Moving averages of gradients, and their bias correction.
 
 For a decay b, a new value x and t = 1, 2, ... (Kingma & Ba 2014, arXiv:1412.6980, section 3):
     m <- b m + (1 - b) x        correction(t) = 1 - b^t
@@ -13,19 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.checks import check_number
+from flaxtrain.optim.dtypes import check_dtype  # noqa: F401
 from flaxtrain.typing import Array, ArrayLike, DTypeLike
 
 __all__ = [
     "Decay",
     "DecayRate",
     "bias_correction",
-    "check_dtype",
+    "check_decays",
+    "check_epsilons",
     "complement",
     "debiased",
     "moving_average",
     "squared_magnitude",
-    "stored_dtype",
     "value",
 ]
 
@@ -105,63 +106,40 @@ def squared_magnitude(array: Array) -> Array:
     return jnp.square(array)
 
 
-def stored_dtype(array: Array, dtype: DTypeLike | None) -> DTypeLike:
-    """Returns the dtype in which a slot is stored: the array's own where `dtype` is None.
-
-    A complex slot stays complex, with at least the precision of `dtype`; integers stay as they
-    are.
-
-    Example:
-        >>> print(stored_dtype(jnp.ones(1), jnp.bfloat16), stored_dtype(jnp.ones(1), None))
-        bfloat16 float32
-        >>> print(stored_dtype(jnp.ones(1, jnp.complex64), jnp.bfloat16))
-        complex64
-    """
-    if dtype is None or not jnp.issubdtype(array.dtype, jnp.inexact):
-        return array.dtype
-    if jnp.iscomplexobj(array):
-        return jnp.promote_types(dtype, jnp.complex64)
-    return jnp.dtype(dtype)
-
-
-def check_dtype(
-    name: str, dtype: Any, *, where: str, instead_of: Any = None
-) -> np.dtype[Any] | None:
-    """Returns the dtype that jax will use for `dtype`; None stays None.
+def check_decays(*, where: str, **decays: Any) -> None:
+    """Refuses decays outside [0, 1); a tracer passes.
 
     Args:
-        name: the argument's name, for the message.
-        dtype: a float dtype, its name, or None.
         where: the function that was called.
-        instead_of: another argument for a dtype that excludes this one.
+        **decays: by the names of the arguments.
 
     Raises:
-        ArgumentTypeError: it is not a floating or complex dtype.
-        ArgumentError: both dtypes are given.
+        ArgumentError: a value is out of range.
+        ArgumentTypeError: a value is not a number.
 
     Example:
-        >>> check_dtype("mu_dtype", "bfloat16", where="adam")
-        dtype(bfloat16)
+        >>> check_decays(b1=0.9, b2=0.999, where="adam")
     """
-    if dtype is None:
-        return None
-    if instead_of is not None:
-        raise ArgumentError(
-            f"{name}={dtype!r} and {instead_of!r} both say how slots are stored",
-            where=where,
-            fix=f"pass {name} only",
-        )
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.inexact):
-        raise ArgumentTypeError(
-            f"{name}={dtype!r} is not a floating dtype",
-            where=where,
-            fix='pass a dtype such as jnp.float32 or "bfloat16"',
-        )
-    return jax.dtypes.canonicalize_dtype(found)
+    for name, b in decays.items():
+        check_number(name, value(b), minimum=0.0, maximum=1.0, exclude=(1.0,), where=where)
+
+
+def check_epsilons(*, where: str, **epsilons: Any) -> None:
+    """Refuses negative numbers; a tracer passes.
+
+    Args:
+        where: the function that was called.
+        **epsilons: by the names of the arguments.
+
+    Raises:
+        ArgumentError: a value is negative.
+        ArgumentTypeError: a value is not a number.
+
+    Example:
+        >>> check_epsilons(eps=1e-8, eps_root=0.0, where="adam")
+    """
+    for name, epsilon in epsilons.items():
+        check_number(name, epsilon, minimum=0.0, where=where)
 
 
 def value(b: Decay) -> Any:

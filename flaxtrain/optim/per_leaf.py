@@ -17,13 +17,13 @@ import jax.numpy as jnp
 
 from flaxtrain.checks import is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, ParameterError
-from flaxtrain.optim.moments import stored_dtype
+from flaxtrain.optim.dtypes import stored_dtype
 from flaxtrain.optim.rule import Rule
-from flaxtrain.optim.transform import GradientTransformation, named
-from flaxtrain.tree import named_leaves
+from flaxtrain.optim.transform import GradientTransformation, named, require_params
+from flaxtrain.tree import is_none, named_leaves, widened
 from flaxtrain.typing import Array, ArrayLike, DTypeLike, OptState, Params, PyTree, Updates
 
-__all__ = ["init_slots", "per_leaf", "safe_increment", "update_slots"]
+__all__ = ["in_float32", "init_slots", "per_leaf", "safe_increment", "update_slots"]
 
 
 def safe_increment(count: ArrayLike) -> Array:
@@ -56,7 +56,9 @@ def init_slots(rule: Rule, params: Params, *, state_dtype: DTypeLike | None = No
         TraceSlots(trace={'w': Array([0., 0.], dtype=float32)})
     """
     leaves, structure = jax.tree.flatten(params)
-    rows = [_stored(rule.init(_array(leaf)), state_dtype) for leaf in leaves]
+    arrays = map(_array, leaves)
+    wide = arrays if state_dtype is None else map(widened, arrays)
+    rows = [_stored(rule.init(array), state_dtype) for array in wide]
     return _by_slot(rule, rows, structure)
 
 
@@ -99,13 +101,9 @@ def update_slots(
         >>> updates
         {'w': Array([1.5, 1.5], dtype=float32)}
     """
-    if params is None and rule.needs_params:
-        raise ParameterError(
-            f"{type(rule).__name__} needs the parameters, and got none",
-            where="update(updates, state, params=None)",
-            fix="call update(updates, state, params)",
-        )
-    leaves, structure = jax.tree.flatten(grads, is_leaf=_is_none)
+    if rule.needs_params:
+        require_params(params, type(rule).__name__)
+    leaves, structure = jax.tree.flatten(grads, is_leaf=is_none)
     columns = [_align(structure, grads, tree, rule, what) for what, tree in _columns(slots)]
     values = _align(structure, grads, params, rule, "params") if rule.needs_params else None
     scalars = None if t is None else rule.scalars(t)
@@ -166,6 +164,35 @@ def per_leaf(
     return GradientTransformation(init, update)
 
 
+def in_float32(
+    tx: GradientTransformation, state_dtype: DTypeLike | None
+) -> GradientTransformation:
+    """Returns `tx` for gradients and parameters that are made float32 or wider.
+
+    A factory with a `state_dtype` puts its whole chain in it: the parts of a chain between two
+    `per_leaf` (weight decay, a norm) know nothing of `state_dtype`.
+
+    Args:
+        tx: a transformation; its states stay as they are.
+        state_dtype: None: `tx` itself is returned.
+
+    Example:
+        >>> from flaxtrain.optim import add_decayed_weights
+        >>> tx, x = in_float32(add_decayed_weights(0.37), "float32"), jnp.bfloat16(1.0)
+        >>> print(tx.update(0 * x, tx.init(x), x)[0])
+        0.37
+    """
+    if state_dtype is None:
+        return tx
+
+    def update(
+        updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Updates, OptState]:
+        return tx.update(widened(updates), state, widened(params), **extra_args)
+
+    return GradientTransformation(tx.init, update)
+
+
 def _has_count(rule: Rule, state: Any, counter: str) -> bool:
     if not isinstance(rule, Rule):
         raise ArgumentTypeError(
@@ -194,7 +221,7 @@ def _step(
     """One array, one update; stored slots are widened before and narrowed after."""
     if state_dtype is None:
         return rule.update(grad, slots, param, scalars)
-    grad, slots, param = jax.tree.map(_widened, (grad, slots, param))
+    grad, slots, param = widened((grad, slots, param))
     update, slots = rule.update(grad, slots, param, scalars)
     return update, _stored(slots, state_dtype)
 
@@ -208,17 +235,8 @@ def _is_tracing(*trees: PyTree) -> bool:
     return any(not is_concrete(leaf) for leaf in jax.tree.leaves(trees))
 
 
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
-
-
 def _array(leaf: Any) -> Array:
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-
-
-def _widened(array: Array) -> Array:
-    inexact = jnp.issubdtype(array.dtype, jnp.inexact)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if inexact else array
 
 
 def _stored(slots: Any, state_dtype: DTypeLike | None) -> Any:

@@ -9,12 +9,42 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from flaxtrain.optim.adam import adam, adam_rule
-from flaxtrain.optim.adamw import adamw
+from flaxtrain.optim.adadelta import adadelta, adadelta_stages
+from flaxtrain.optim.adafactor import adafactor, adafactor_stages
+from flaxtrain.optim.adagrad import adagrad, adagrad_rule
+from flaxtrain.optim.adam import adam, adam_rule, nadam, nadam_rule
+from flaxtrain.optim.adamax import adamax, adamax_rule, adamaxw
+from flaxtrain.optim.adamw import adamw, nadamw
+from flaxtrain.optim.adan import adan, adan_rule
+from flaxtrain.optim.amsgrad import amsgrad, amsgrad_rule
+from flaxtrain.optim.belief import adabelief, adabelief_rule
+from flaxtrain.optim.fromage import fromage, fromage_stages
+from flaxtrain.optim.lamb import lamb, lamb_stages
+from flaxtrain.optim.lars import lars, lars_stages
+from flaxtrain.optim.lion import lion, lion_rule
+from flaxtrain.optim.noise import noisy_sgd, noisy_sgd_stages
+from flaxtrain.optim.novograd import novograd, novograd_stages
+from flaxtrain.optim.optimistic import (
+    optimistic_gradient_descent,
+    optimistic_gradient_descent_rule,
+)
+from flaxtrain.optim.optimistic_adam import (
+    optimistic_adam,
+    optimistic_adam_stages,
+    optimistic_adam_v2,
+    optimistic_adam_v2_stages,
+)
+from flaxtrain.optim.radam import radam, radam_rule
+from flaxtrain.optim.rmsprop import rmsprop, rmsprop_stages
+from flaxtrain.optim.rprop import rprop, rprop_stages
 from flaxtrain.optim.rule import Rule
 from flaxtrain.optim.sgd import sgd, sgd_rule
+from flaxtrain.optim.shampoo import shampoo, shampoo_rule
+from flaxtrain.optim.sign import sign_sgd, sign_sgd_rule, signum, signum_stages
+from flaxtrain.optim.sm3 import sm3, sm3_rule
 from flaxtrain.optim.stages import DECAY, RATE, Stage
 from flaxtrain.optim.transform import GradientTransformation
+from flaxtrain.optim.yogi import yogi, yogi_rule
 
 __all__ = ["NAMED", "NamedOptimizer"]
 
@@ -88,9 +118,36 @@ def _entry(factory: Any, make: Callable[..., tuple[Stage, ...]]) -> NamedOptimiz
 
 
 _ENTRIES = (
+    _entry(adabelief, _then_decay(adabelief_rule)),
+    _entry(adadelta, adadelta_stages),
+    _entry(adafactor, adafactor_stages),
+    _entry(adagrad, _then_decay(adagrad_rule)),
     _entry(adam, _then_decay(adam_rule)),
+    _entry(adamax, _then_decay(adamax_rule)),
+    _entry(adamaxw, _then_decay(adamax_rule)),
     _entry(adamw, _then_decay(adam_rule)),
+    _entry(adan, _then_decay(adan_rule)),
+    _entry(amsgrad, _then_decay(amsgrad_rule)),
+    _entry(fromage, fromage_stages),
+    _entry(lamb, lamb_stages),
+    _entry(lars, lars_stages),
+    _entry(lion, _then_decay(lion_rule)),
+    _entry(nadam, _then_decay(nadam_rule)),
+    _entry(nadamw, _then_decay(nadam_rule)),
+    _entry(noisy_sgd, noisy_sgd_stages),
+    _entry(novograd, novograd_stages),
+    _entry(optimistic_adam, optimistic_adam_stages),
+    _entry(optimistic_adam_v2, optimistic_adam_v2_stages),
+    _entry(optimistic_gradient_descent, _then_decay(optimistic_gradient_descent_rule)),
+    _entry(radam, _then_decay(radam_rule)),
+    _entry(rmsprop, rmsprop_stages),
+    _entry(rprop, rprop_stages),
     _entry(sgd, _then_decay(sgd_rule)),
+    _entry(shampoo, _then_decay(shampoo_rule)),
+    _entry(sign_sgd, _then_decay(sign_sgd_rule)),
+    _entry(signum, signum_stages),
+    _entry(sm3, _then_decay(sm3_rule)),
+    _entry(yogi, _then_decay(yogi_rule)),
 )
 
 NAMED: Mapping[str, NamedOptimizer] = MappingProxyType({e.name: e for e in _ENTRIES})

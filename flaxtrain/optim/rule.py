@@ -37,8 +37,8 @@ class Rule:
     """Base of all rules about one array.
 
     Subclasses are declared with the `rule` decorator, which makes them frozen dataclasses and
-    pytrees. They define `Slots`, `init` and `update`, and `scalars` if something depends on the
-    step.
+    pytrees. They define `update`, `Slots` and `init` if something is remembered, and `scalars`
+    if something depends on the step.
 
     Attributes:
         Slots: a NamedTuple type; its field names are the names of the slots.
@@ -65,12 +65,14 @@ class Rule:
         7.0
     """
 
-    Slots: ClassVar[Callable[..., Any]]
+    Slots: ClassVar[Callable[..., Any]] = NoSlots
     needs_params: ClassVar[bool] = False
 
     def init(self, param: Array) -> Any:
-        """Returns the slots of one parameter before its first update, a `Slots`."""
-        raise NotImplementedError
+        """Returns the slots of one parameter before its first update, a `Slots`; here none."""
+        if self.Slots is not NoSlots:
+            raise NotImplementedError(f"{type(self).__name__} has Slots, and needs init")
+        return NoSlots()
 
     def scalars(self, t: Array) -> Any:
         """Returns what depends on the step only, once for all arrays.

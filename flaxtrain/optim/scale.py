@@ -9,19 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import check_number, is_concrete
+from flaxtrain.checks import check_flag, check_number, is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim.per_leaf import safe_increment
-from flaxtrain.optim.transform import GradientTransformation, identity, named, stateless
+from flaxtrain.optim.transform import (
+    EmptyState,
+    GradientTransformation,
+    identity,
+    named,
+    stateless,
+)
 from flaxtrain.typing import Array, ArrayLike, OptState, Params, Schedule, Updates
 
 __all__ = [
     "ScaleByScheduleState",
+    "ScaleState",
     "check_learning_rate",
     "scale",
     "scale_by_learning_rate",
     "scale_by_schedule",
 ]
+
+
+ScaleState = EmptyState
+"""A constant factor remembers nothing."""
 
 
 class ScaleByScheduleState(NamedTuple):
@@ -45,15 +56,22 @@ def check_learning_rate(learning_rate: Any, *, where: str) -> None:
 
 
 @named
-def scale(step_size: ArrayLike) -> GradientTransformation:
+def scale(
+    step_size: ArrayLike | None = None, *, learning_rate: ArrayLike | None = None
+) -> GradientTransformation:
     """Makes the transformation that multiplies every update by `step_size`.
 
     Args:
         step_size: any finite number, or an array that broadcasts against every update.
+        learning_rate: the same argument under another name. The sign is not turned: for
+            descent it is negative, or use `scale_by_learning_rate`.
+
+    Returns:
+        A transformation without state.
 
     Raises:
-        ArgumentTypeError: `step_size` is not numeric.
-        ArgumentError: `step_size` is not finite.
+        ArgumentTypeError: the value is not numeric, or both names or none are given.
+        ArgumentError: the value is not finite.
 
     Example:
         >>> tx = scale(-0.5)
@@ -61,21 +79,30 @@ def scale(step_size: ArrayLike) -> GradientTransformation:
         >>> print(updates["w"])
         [-0.5 -0.5]
     """
-    _check_step_size(step_size)
-    return stateless(lambda updates, params: jax.tree.map(lambda u: step_size * u, updates))
-
-
-def _check_step_size(step_size: Any) -> None:
-    numeric = isinstance(step_size, (numbers.Number, np.ndarray, np.generic, jax.Array))
-    if not numeric or isinstance(step_size, (bool, np.bool_)):
+    if (step_size is None) == (learning_rate is None):
         raise ArgumentTypeError(
-            f"step_size={step_size!r} is a {type(step_size).__name__}, not a number",
+            f"{step_size=} and {learning_rate=}: exactly one is needed",
+            where="scale",
+            fix="pass the factor as step_size",
+        )
+    name, factor = ("step_size", step_size)
+    if step_size is None:
+        name, factor = ("learning_rate", learning_rate)
+    _check_factor(name, factor)
+    return stateless(lambda updates, params: jax.tree.map(lambda u: factor * u, updates))
+
+
+def _check_factor(name: str, factor: Any) -> None:
+    numeric = isinstance(factor, (numbers.Number, np.ndarray, np.generic, jax.Array))
+    if not numeric or isinstance(factor, (bool, np.bool_)):
+        raise ArgumentTypeError(
+            f"{name}={factor!r} is a {type(factor).__name__}, not a number",
             where="scale",
             fix="pass a number; for a function of the count use scale_by_schedule",
         )
-    if is_concrete(step_size) and not np.all(np.isfinite(np.asarray(jnp.asarray(step_size)))):
+    if is_concrete(factor) and not np.all(np.isfinite(np.asarray(factor))):
         raise ArgumentError(
-            f"step_size={step_size} is not finite", where="scale", fix="pass a finite number"
+            f"{name}={factor} is not finite", where="scale", fix="pass a finite number"
         )
 
 
@@ -143,7 +170,8 @@ def scale_by_learning_rate(
 
     Raises:
         ArgumentError: `learning_rate` is negative, NaN or infinite.
-        ArgumentTypeError: `learning_rate` is neither a number nor callable.
+        ArgumentTypeError: `learning_rate` is neither a number nor callable, or `flip_sign` is
+            not a bool.
 
     Example:
         >>> tx = scale_by_learning_rate(0.1)
@@ -151,6 +179,7 @@ def scale_by_learning_rate(
         >>> print(updates)
         -0.2
     """
+    check_flag("flip_sign", flip_sign, where="scale_by_learning_rate")
     if learning_rate is None:
         return identity()
     check_learning_rate(learning_rate, where="scale_by_learning_rate")

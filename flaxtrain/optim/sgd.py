@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from flaxtrain.checks import check_number
+from flaxtrain.checks import check_flag, check_number
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim.combine import chain
-from flaxtrain.optim.moments import check_dtype, stored_dtype
+from flaxtrain.optim.dtypes import check_dtype, stored_dtype
 from flaxtrain.optim.per_leaf import per_leaf
 from flaxtrain.optim.rule import NoSlots, Rule, rule
 from flaxtrain.optim.scale import check_learning_rate, scale_by_learning_rate
@@ -52,12 +52,6 @@ class TraceState(NamedTuple):
 @rule
 class GradientDescent(Rule):
     """The gradient itself: nothing is remembered."""
-
-    Slots = NoSlots
-
-    def init(self, param: Array) -> NoSlots:
-        """Returns no slots."""
-        return NoSlots()
 
     def update(
         self, grad: Array, slots: NoSlots, param: Array | None, scalars: None
@@ -133,8 +127,9 @@ def _trace_rule(
     # Negative momentum is meant by some (Gidel et al. 2018, arXiv:1807.04740, for games), and 1
     # is the plain sum of gradients; beyond that the trace grows without bound.
     check_number(name, decay, minimum=-1.0, maximum=1.0, where=where)
+    check_flag("nesterov", nesterov, where=where)
     dtype = check_dtype("accumulator_dtype", dtype, where=where)
-    return Trace(decay, bool(nesterov), dtype)
+    return Trace(decay, nesterov, dtype)
 
 
 @named
@@ -206,8 +201,11 @@ def sgd(
         0.0
     """
     check_learning_rate(learning_rate, where="sgd")
+    check_dtype("state_dtype", state_dtype, where="sgd", instead_of=accumulator_dtype)
+    # Also without momentum, where they have no effect, these must be valid.
+    checked = 0.0 if momentum is None else momentum
+    _trace_rule("momentum", checked, nesterov, accumulator_dtype, where="sgd")
     momentum_part = identity()
     if momentum is not None:
-        _trace_rule("momentum", momentum, nesterov, accumulator_dtype, where="sgd")
         momentum_part = trace(momentum, nesterov, accumulator_dtype, state_dtype=state_dtype)
     return chain(momentum_part, scale_by_learning_rate(learning_rate))

@@ -71,7 +71,7 @@ def update_stages(
     slots: Mapping[str, Any],
     params: Params,
     *,
-    learning_rate: ArrayLike,
+    learning_rate: Any,
     decayed: Callable[[Updates, int], Updates],
     **extra_args: Any,
 ) -> tuple[Updates, dict[str, Any]]:

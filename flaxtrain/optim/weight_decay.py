@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.checks import check_number
-from flaxtrain.errors import ParameterError
 from flaxtrain.optim.combine import Mask, masked
 from flaxtrain.optim.per_leaf import safe_increment
-from flaxtrain.optim.transform import EmptyState, GradientTransformation, named
+from flaxtrain.optim.transform import EmptyState, GradientTransformation, named, require_params
+from flaxtrain.tree import is_none
 from flaxtrain.typing import ArrayLike, OptState, Params, Schedule, Updates
 
 __all__ = ["WeightDecaySchedule", "add_decayed_weights"]
@@ -70,7 +70,7 @@ def _constant(weight_decay: ArrayLike) -> GradientTransformation:
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, OptState]:
-        _check_params(params)
+        require_params(params, "weight decay")
         return updates if is_off else _add(updates, weight_decay, params), state
 
     return GradientTransformation(init, update)
@@ -83,24 +83,15 @@ def _scheduled(weight_decay: Schedule) -> GradientTransformation:
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, WeightDecaySchedule]:
-        _check_params(params)
+        require_params(params, "weight decay")
         new = _add(updates, weight_decay(state.count), params)
         return new, WeightDecaySchedule(safe_increment(state.count))
 
     return GradientTransformation(init, update)
 
 
-def _check_params(params: Params | None) -> None:
-    if params is None:
-        raise ParameterError(
-            "weight decay needs the parameters, and got none",
-            where="add_decayed_weights: update(updates, state, params=None)",
-            fix="call update(updates, state, params)",
-        )
-
-
 def _add(updates: Updates, weight_decay: ArrayLike, params: Params) -> Updates:
     def add(update: ArrayLike | None, param: ArrayLike | None) -> ArrayLike | None:
         return update if update is None or param is None else update + weight_decay * param
 
-    return jax.tree.map(add, updates, params, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(add, updates, params, is_leaf=is_none)

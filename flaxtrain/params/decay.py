@@ -13,12 +13,16 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, ParameterError, unknown_name
+from flaxtrain.optim import ParamName
+from flaxtrain.optim.choice import asked, is_constant
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.tree import flatten, path_name
 
 __all__ = ["DECAY_PRESETS", "decay_mask"]
 
-DecayChoice: TypeAlias = str | Mapping[str, Any] | Callable[[ParamFact], bool]
+DecayChoice: TypeAlias = (
+    str | Mapping[str, Any] | Callable[[ParamFact], bool] | Callable[[ParamName], bool]
+)
 
 DECAY_PRESETS: dict[str, Callable[[ParamFact], bool]] = {
     "kernels": lambda fact: fact.role in ("kernel", "recurrent"),
@@ -35,7 +39,9 @@ def decay_mask(facts: Facts, preset: DecayChoice = "kernels") -> dict[str, Any]:
     Args:
         facts: the table of parameters.
         preset: the name of a preset; or nested dicts of booleans, which are checked against the
-            params; or a function from a `ParamFact` to a boolean.
+            params; or a function from a `ParamFact`, or from a `ParamName` that knows the class
+            of the parameter's module, to a boolean. A function that can't do with facts, or
+            does not look at them, is given names.
 
     Returns:
         Nested dicts of booleans.
@@ -53,6 +59,8 @@ def decay_mask(facts: Facts, preset: DecayChoice = "kernels") -> dict[str, Any]:
         {'bias': False, 'kernel': True}
         >>> decay_mask(facts, lambda fact: fact.size < 10)
         {'bias': True, 'kernel': False}
+        >>> decay_mask(facts, lambda name: "bias" not in name and "norm" not in name)
+        {'bias': False, 'kernel': True}
     """
     where = "decay_mask(facts, preset)"
     if isinstance(preset, str):
@@ -64,7 +72,7 @@ def decay_mask(facts: Facts, preset: DecayChoice = "kernels") -> dict[str, Any]:
 
 def per_parameter(
     facts: Facts,
-    choice: Mapping[str, Any] | Callable[[ParamFact], Any],
+    choice: Mapping[str, Any] | Callable[[Any], Any],
     kind: type[Any],
     *,
     where: str,
@@ -73,7 +81,8 @@ def per_parameter(
 
     Args:
         facts: the table of parameters.
-        choice: a function of the fact, or nested dicts with the structure of the params.
+        choice: a function of the fact or the name, or nested dicts with the structure of the
+            params.
         kind: the type of the values.
         where: the argument, for messages.
 
@@ -85,7 +94,13 @@ def per_parameter(
         table = flatten(choice)
         _check_paths(facts, table, where)
     elif callable(choice):
-        table = {fact.path: choice(fact) for fact in facts.params}
+        names = [ParamName(fact.path, fact.owner) for fact in facts.params]
+        answers = asked(
+            lambda: [choice(fact) for fact in facts.params],
+            lambda: [choice(name) for name in names],
+            is_constant,
+        )
+        table = dict(zip(facts, answers))
     else:
         raise ArgumentTypeError(
             f"{choice!r} is neither nested dicts nor a function",

@@ -1,5 +1,5 @@
 """Numeric precision: loss scaling."""
 
-from flaxtrain.precision.loss_scale import LossScale, NoScale
+from flaxtrain.precision.loss_scale import DynamicScale, FixedScale, LossScale, NoScale
 
-__all__ = ["LossScale", "NoScale"]
+__all__ = ["DynamicScale", "FixedScale", "LossScale", "NoScale"]

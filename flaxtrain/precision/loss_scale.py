@@ -2,18 +2,27 @@
 
 scaled loss = scale(loss);  gradient = unscale(gradient of the scaled loss);  next =
 adjust(finite)
+
+Micikevicius et al. 2017, arXiv:1710.03740 (Mixed Precision Training), section 3.2: small
+gradients vanish in float16, unless the loss is multiplied by a large number first. The dynamic
+scale, S, with a count k of finite steps since it last changed:
+    finite:      k <- k + 1;  when k = growth_interval:  S <- min(S factor, max),  k <- 0
+    not finite:  S <- max(S / factor, min),  k <- 0
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
+from flaxtrain.checks import check_integer, check_number, is_concrete
+from flaxtrain.errors import ArgumentError
 from flaxtrain.typing import Array, Updates
 
-__all__ = ["LossScale", "NoScale"]
+__all__ = ["DynamicScale", "FixedScale", "LossScale", "NoScale"]
 
 
 @runtime_checkable
@@ -56,3 +65,148 @@ class NoScale:
     def adjust(self, finite: Array) -> NoScale:
         """Returns itself."""
         return self
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FixedScale:
+    """One scale for the whole run; a power of two loses nothing to rounding.
+
+    Args:
+        value: what the loss is multiplied by, more than 0.
+
+    Raises:
+        ArgumentError: `value` is not positive and finite.
+        ArgumentTypeError: `value` is not a number.
+
+    Example:
+        >>> fixed = FixedScale(2.0**15)
+        >>> print(fixed.scale(jnp.array(2.0)), fixed.unscale({"w": jnp.array(65536.0)})["w"])
+        65536.0 2.0
+    """
+
+    value: float = field(metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value, minimum=0.0, exclude=(0.0,), where="FixedScale")
+        if is_concrete(self.value):
+            object.__setattr__(self, "value", float(self.value))
+
+    def scale(self, loss: Array) -> Array:
+        """Returns `loss * value`, in the dtype of the loss."""
+        return loss * self.value
+
+    def unscale(self, grads: Updates) -> Updates:
+        """Returns `grads / value`, each in its own dtype."""
+        return _divided(grads, self.value)
+
+    def adjust(self, finite: Array) -> FixedScale:
+        """Returns itself."""
+        return self
+
+
+_FRESH: Any = object()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DynamicScale:
+    """A scale that grows while steps are finite, and shrinks when one is not.
+
+    A pytree of two scalars, `value` and `count`; the rest is static, so that a compiled step
+    serves every state.
+
+    Args:
+        init: the first scale.
+        growth_interval: finite steps in a row, at least 1, after which the scale grows.
+        factor: what it is multiplied by then, and divided by after a step that is not finite;
+            more than 1.
+        min: the lowest scale, more than 0.
+        max: the highest scale.
+        value: the scale now, float32; by default `init`.
+        count: finite steps since the scale last changed, int32; by default 0.
+
+    Raises:
+        ArgumentError: a number is out of range, or `min <= init <= max` does not hold.
+        ArgumentTypeError: an argument is not a number.
+
+    Example:
+        >>> scale = DynamicScale(init=1024.0, growth_interval=2)
+        >>> for finite in (True, True, True, False):
+        ...     scale = scale.adjust(finite=jnp.array(finite))
+        ...     print(scale.value, scale.count)
+        1024.0 1
+        2048.0 0
+        2048.0 1
+        1024.0 0
+    """
+
+    init: float = field(default=2.0**15, metadata={"static": True})
+    growth_interval: int = field(default=2000, metadata={"static": True})
+    factor: float = field(default=2.0, metadata={"static": True})
+    min: float = field(default=1.0, metadata={"static": True})
+    max: float = field(default=2.0**24, metadata={"static": True})
+    value: Array = _FRESH
+    count: Array = _FRESH
+
+    def __post_init__(self) -> None:
+        # jax rebuilds a state with whatever stands at its leaves; that is not checked again.
+        if self.value is _FRESH:
+            self._check()
+            object.__setattr__(self, "value", jnp.asarray(self.init, jnp.float32))
+        if self.count is _FRESH:
+            object.__setattr__(self, "count", jnp.zeros((), jnp.int32))
+
+    def _check(self) -> None:
+        where = "DynamicScale"
+        for name in ("init", "min", "max"):
+            check_number(name, getattr(self, name), minimum=0.0, exclude=(0.0,), where=where)
+            object.__setattr__(self, name, float(getattr(self, name)))
+        check_number("factor", self.factor, minimum=1.0, exclude=(1.0,), where=where)
+        check_integer("growth_interval", self.growth_interval, minimum=1, where=where)
+        if not self.min <= self.init <= self.max:
+            raise ArgumentError(
+                f"init={self.init:g} is not between min={self.min:g} and max={self.max:g}",
+                where=where,
+                fix="pass min <= init <= max",
+            )
+        if self.max > float(jnp.finfo(jnp.float32).max):
+            raise ArgumentError(
+                f"max={self.max:g} is no float32", where=where, fix="pass a lower max"
+            )
+
+    def scale(self, loss: Array) -> Array:
+        """Returns `loss * value`, in the dtype of the loss."""
+        return loss * self.value.astype(loss.dtype)
+
+    def unscale(self, grads: Updates) -> Updates:
+        """Returns `grads / value`, each in its own dtype."""
+        return _divided(grads, self.value)
+
+    def adjust(self, finite: Array) -> DynamicScale:
+        """Returns the scale for the next step.
+
+        Args:
+            finite: a boolean scalar, whether the loss and all gradients of this step were.
+        """
+        count = self.count + 1
+        full = count >= self.growth_interval
+        grown = jnp.where(full, jnp.minimum(self.value * self.factor, self.max), self.value)
+        shrunk = jnp.maximum(self.value / self.factor, self.min)
+        return replace(
+            self,
+            value=jnp.where(finite, grown, shrunk),
+            count=jnp.where(finite & ~full, count, 0),
+        )
+
+
+def _divided(grads: Updates, by: Any) -> Updates:
+    """Divides in float32 at least: the reciprocal of a large scale may not exist in float16."""
+
+    def divided(grad: Any) -> Any:
+        if not jnp.issubdtype(grad.dtype, jnp.inexact):
+            return grad
+        wide = jnp.promote_types(grad.dtype, jnp.float32)
+        return (grad.astype(wide) * (1.0 / by)).astype(grad.dtype)
+
+    return jax.tree.map(divided, grads)

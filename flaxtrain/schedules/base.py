@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import abc
 import numbers
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from flaxtrain.durations import Horizon, to_steps
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
-from flaxtrain.schedules.fields import hashable, items, same, settled
+from flaxtrain.schedules.fields import hashable, items, same, settled, table
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["Schedule"]
@@ -119,8 +120,12 @@ class Schedule(abc.ABC):
             return tuple(self._resolved(name, item, horizon) for item in value)
         if isinstance(value, Schedule):
             return value.resolve(horizon)
+        place = f"{self.kind}({name}={value!r})"
+        if isinstance(value, Mapping):
+            pairs = [(self._resolved(name, k, horizon), v) for k, v in value.items()]
+            return table(pairs, where=place)
         if isinstance(value, str) and name in self.durations:
-            return to_steps(value, horizon, where=f"{self.kind}({name}={value!r})")
+            return to_steps(value, horizon, where=place)
         return value
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,9 +165,11 @@ class Schedule(abc.ABC):
 def _as_data(value: Any, where: str) -> Any:
     if isinstance(value, tuple):
         return [_as_data(item, where) for item in value]
+    if isinstance(value, Mapping):  # as pairs: JSON would turn a number that is a key into text
+        return [[key, _as_data(item, where)] for key, item in value.items()]
     if isinstance(value, Schedule):
         return value.to_dict()
-    if isinstance(value, (int, float, str)):
+    if value is None or isinstance(value, (int, float, str)):
         return value
     name = getattr(value, "__qualname__", type(value).__qualname__)
     found = f"the function {name}" if callable(value) else repr(value)

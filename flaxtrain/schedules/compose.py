@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from flaxtrain.checks import answering
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import Field, Steps, check_steps, is_known, within
@@ -44,7 +45,8 @@ class JoinedSchedule(Schedule):
                 where=self.kind,
                 fix="pass one boundary between neighbours: one fewer than schedules",
             )
-        check_steps("boundaries", self.boundaries, where=self.kind)
+        for boundary in self.boundaries:
+            check_steps("boundaries", boundary, where=self.kind)
         if is_known(*self.boundaries) and list(self.boundaries) != sorted(self.boundaries):
             raise ArgumentError(
                 f"boundaries={list(self.boundaries)} are not in order",
@@ -78,6 +80,7 @@ def _since(count: Any, boundary: Any) -> Any:
     return jnp.maximum(count, boundary) - boundary
 
 
+@answering
 def join_schedules(
     schedules: Sequence[Callable[[ArrayLike], ArrayLike]], boundaries: Sequence[Steps]
 ) -> JoinedSchedule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from flaxtrain.checks import answering
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import Field, check_value, extent
 from flaxtrain.typing import ArrayLike
@@ -33,6 +34,7 @@ class ConstantSchedule(Schedule):
         return extent(self.value)
 
 
+@answering
 def constant_schedule(value: ArrayLike) -> ConstantSchedule:
     """Returns the schedule `f(count) = value`.
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
+from flaxtrain.checks import answering
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import Field, Steps, check_steps, check_value, elapsed, extent
 from flaxtrain.typing import ArrayLike
@@ -50,6 +51,7 @@ class CosineDecaySchedule(Schedule):
         return extent(self.init_value, self.init_value * self.alpha)
 
 
+@answering
 def cosine_decay_schedule(
     init_value: ArrayLike, decay_steps: Steps, alpha: ArrayLike = 0.0, exponent: ArrayLike = 1.0
 ) -> CosineDecaySchedule:

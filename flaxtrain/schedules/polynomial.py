@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from flaxtrain.checks import answering
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import (
     Field,
     Steps,
     check_steps,
     check_value,
-    elapsed,
     extent,
     is_known,
+    remaining,
 )
 from flaxtrain.typing import ArrayLike
 
@@ -49,8 +50,7 @@ class PolynomialSchedule(Schedule):
         """Returns the value at `count`; with no transition steps, always the initial value."""
         if self._never_starts():
             return self.init_value
-        t = elapsed(count, self.transition_steps, self.transition_begin)
-        left = 1.0 - t / (1.0 * self.transition_steps)
+        left = remaining(count, self.transition_steps, self.transition_begin)
         return (self.init_value - self.end_value) * left**self.power + self.end_value
 
     def extremes(self) -> tuple[float, float] | None:
@@ -63,6 +63,7 @@ class PolynomialSchedule(Schedule):
         return is_known(self.transition_steps) and bool(self.transition_steps == 0)
 
 
+@answering
 def polynomial_schedule(
     init_value: ArrayLike,
     end_value: ArrayLike,
@@ -95,6 +96,7 @@ def polynomial_schedule(
     return PolynomialSchedule(init_value, end_value, power, transition_steps, transition_begin)
 
 
+@answering
 def linear_schedule(
     init_value: ArrayLike,
     end_value: ArrayLike,

@@ -12,8 +12,21 @@ from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.compose import join_schedules
 from flaxtrain.schedules.constant import constant_schedule
 from flaxtrain.schedules.cosine import cosine_decay_schedule
+from flaxtrain.schedules.exponential import exponential_decay
+from flaxtrain.schedules.inverse_sqrt import inverse_sqrt_schedule
+from flaxtrain.schedules.onecycle import cosine_onecycle_schedule, linear_onecycle_schedule
+from flaxtrain.schedules.piecewise import (
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
+)
 from flaxtrain.schedules.polynomial import linear_schedule, polynomial_schedule
-from flaxtrain.schedules.warmup import warmup_constant_schedule, warmup_cosine_decay_schedule
+from flaxtrain.schedules.restarts import cosine_restarts_schedule, sgdr_schedule
+from flaxtrain.schedules.warmup import (
+    warmup_constant_schedule,
+    warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+)
+from flaxtrain.schedules.wsd import cooldown_schedule, wsd_schedule
 
 __all__ = ["FACTORIES", "from_dict"]
 
@@ -22,12 +35,23 @@ FACTORIES: Mapping[str, Callable[..., Schedule]] = MappingProxyType(
         factory.__name__: factory
         for factory in (
             constant_schedule,
+            cooldown_schedule,
             cosine_decay_schedule,
+            cosine_onecycle_schedule,
+            cosine_restarts_schedule,
+            exponential_decay,
+            inverse_sqrt_schedule,
             join_schedules,
+            linear_onecycle_schedule,
             linear_schedule,
+            piecewise_constant_schedule,
+            piecewise_interpolate_schedule,
             polynomial_schedule,
+            sgdr_schedule,
             warmup_constant_schedule,
             warmup_cosine_decay_schedule,
+            warmup_exponential_decay_schedule,
+            wsd_schedule,
         )
     }
 )
@@ -39,7 +63,8 @@ def from_dict(data: Mapping[str, Any]) -> Schedule:
 
     Args:
         data: `{"schedule": a factory's name, argument: value, ...}`; arguments with a default
-            may be left out, and a value may be such a mapping itself.
+            may be left out, a value may be such a mapping itself, and a table of steps a
+            mapping or a list of pairs.
 
     Raises:
         UnknownNameError: no schedule, or no argument of it, has that name.
@@ -81,5 +106,6 @@ def from_dict(data: Mapping[str, Any]) -> Schedule:
 
 def _decoded(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return from_dict(value)
+        decoded = {key: _decoded(item) for key, item in value.items()}
+        return from_dict(value) if "schedule" in value else decoded
     return [_decoded(item) for item in value] if isinstance(value, (list, tuple)) else value

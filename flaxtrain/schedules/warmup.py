@@ -1,6 +1,6 @@
 """Warm-up: a line from a small value to the peak, joined to what comes after it.
 
-Both schedules here keep the arguments they were called with, so that they print and serialise
+The schedules here keep the arguments they were called with, so that they print and serialise
 as written, and are a joined schedule underneath.
 """
 
@@ -10,11 +10,13 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
+from flaxtrain.checks import answering
 from flaxtrain.errors import ArgumentError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.compose import JoinedSchedule, join_schedules
 from flaxtrain.schedules.constant import constant_schedule
 from flaxtrain.schedules.cosine import cosine_decay_schedule
+from flaxtrain.schedules.exponential import ExponentialDecaySchedule, exponential_decay
 from flaxtrain.schedules.fields import (
     Field,
     Steps,
@@ -30,9 +32,11 @@ from flaxtrain.typing import ArrayLike
 __all__ = [
     "WarmupConstantSchedule",
     "WarmupCosineDecaySchedule",
+    "WarmupExponentialDecaySchedule",
     "WarmupSchedule",
     "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",
+    "warmup_exponential_decay_schedule",
 ]
 
 
@@ -127,6 +131,48 @@ class WarmupCosineDecaySchedule(WarmupSchedule):
         )
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class WarmupExponentialDecaySchedule(WarmupSchedule):
+    """A line, then an exponential; made by `warmup_exponential_decay_schedule`."""
+
+    kind: ClassVar[str] = "warmup_exponential_decay_schedule"
+    durations: ClassVar[tuple[str, ...]] = (
+        "warmup_steps",
+        "transition_steps",
+        "transition_begin",
+    )
+
+    transition_steps: Field
+    decay_rate: Field
+    transition_begin: Field = 0
+    staircase: bool = False
+    end_value: Field = None
+
+    def check(self) -> None:
+        """Refuses also what the exponential decay refuses."""
+        super().check()
+        self.after()
+
+    def after(self) -> ExponentialDecaySchedule:
+        """Returns the decay from the peak value."""
+        return exponential_decay(
+            self.peak_value,
+            self.transition_steps,
+            self.decay_rate,
+            self.transition_begin,
+            self.staircase,
+            self.end_value,
+        )
+
+    def extremes(self) -> tuple[float, float] | None:
+        """Returns the bounds of the line and the decay together."""
+        line, decay = extent(self.init_value, self.peak_value), self.after().extremes()
+        if line is None or decay is None:
+            return None
+        return min(line[0], decay[0]), max(line[1], decay[1])
+
+
+@answering
 def warmup_constant_schedule(
     init_value: ArrayLike, peak_value: ArrayLike, warmup_steps: Steps
 ) -> WarmupConstantSchedule:
@@ -150,6 +196,7 @@ def warmup_constant_schedule(
     return WarmupConstantSchedule(init_value, peak_value, warmup_steps)
 
 
+@answering
 def warmup_cosine_decay_schedule(
     init_value: ArrayLike,
     peak_value: ArrayLike,
@@ -185,4 +232,49 @@ def warmup_cosine_decay_schedule(
     """
     return WarmupCosineDecaySchedule(
         init_value, peak_value, warmup_steps, decay_steps, end_value, exponent
+    )
+
+
+@answering
+def warmup_exponential_decay_schedule(
+    init_value: ArrayLike,
+    peak_value: ArrayLike,
+    warmup_steps: Steps,
+    transition_steps: Steps,
+    decay_rate: ArrayLike,
+    transition_begin: Steps = 0,
+    staircase: bool = False,
+    end_value: ArrayLike | None = None,
+) -> WarmupExponentialDecaySchedule:
+    """Returns a line from `init_value` to `peak_value`, then an exponential decay.
+
+    Args:
+        init_value: the value at count 0.
+        peak_value: the value at count `warmup_steps`.
+        warmup_steps: how long the line is, steps or a duration; 0 starts at the peak.
+        transition_steps: the steps in which the decay multiplies the value by `decay_rate`
+            once, *without the warm-up*, steps or a duration.
+        decay_rate: the factor, at least 0; see `exponential_decay` for 0.
+        transition_begin: how long after the warm-up the decay begins, steps or a duration.
+        staircase: change only at every `transition_steps`-th step.
+        end_value: a limit: the lowest value where `decay_rate` is below 1, else the highest.
+
+    Raises:
+        ArgumentError: a value is not finite, `decay_rate` or a number of steps is negative.
+        ArgumentTypeError: an argument is not a number (or, for steps, a duration).
+
+    Example:
+        >>> schedule = warmup_exponential_decay_schedule(0.0, 1.0, 2, 10, decay_rate=0.5)
+        >>> [round(float(schedule(count)), 3) for count in (0, 1, 2, 12, 22)]
+        [0.0, 0.5, 1.0, 0.5, 0.25]
+    """
+    return WarmupExponentialDecaySchedule(
+        init_value,
+        peak_value,
+        warmup_steps,
+        transition_steps,
+        decay_rate,
+        transition_begin,
+        staircase,
+        end_value,
     )

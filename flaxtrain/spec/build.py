@@ -21,19 +21,14 @@ import jax.numpy as jnp
 from flaxtrain.checks import is_concrete
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, ParameterError, nearest
-from flaxtrain.optim import (
-    NAMED,
-    GradientTransformation,
-    init_stages,
-    safe_increment,
-    update_stages,
-    with_extra_args,
-)
+from flaxtrain.optim import NAMED, GradientTransformation, safe_increment, with_extra_args
+from flaxtrain.optim.stages import init_stages, update_stages
+from flaxtrain.optim.transform import require_params
 from flaxtrain.params import Facts, decay_mask
 from flaxtrain.schedules import Schedule
 from flaxtrain.spec.opt_spec import OptSpec
-from flaxtrain.spec.state import DEFAULT, OptState, rate_at, rates_of
-from flaxtrain.tree import Path, flatten, global_norm, key_of, path_name, widened
+from flaxtrain.spec.state import DEFAULT, OptState, applied_learning_rates, rate_at, rates_of
+from flaxtrain.tree import Path, flatten, global_norm, is_none, key_of, path_name, widened
 from flaxtrain.typing import Array, ArrayLike, Params, Updates
 
 __all__ = ["build"]
@@ -104,12 +99,7 @@ def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
         grad_norm: Array | None = None,
         **extra_args: Any,
     ) -> tuple[Updates, OptState]:
-        if params is None:
-            raise ParameterError(
-                "the update needs the parameters, and got none",
-                where=f"{spec!r}: update(updates, state, params=None)",
-                fix="call update(updates, state, params)",
-            )
+        require_params(params, spec)
         learning_rate: Any = rate_at(rate, state.count)
         params = widened(params)
 
@@ -134,8 +124,8 @@ def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
 
 def _build_object(spec: OptSpec) -> GradientTransformation:
     given: Any = spec.optimizer
-    tx, rates = with_extra_args(given), rates_of(given)
-    for rate in rates.values():
+    tx = with_extra_args(given)
+    for rate in rates_of(given).values():
         if isinstance(rate, Schedule) and not rate.is_resolved:
             raise ArgumentError(
                 f"durations in an optimizer object are still relative: {rate!r}",
@@ -143,8 +133,13 @@ def _build_object(spec: OptSpec) -> GradientTransformation:
                 fix="call resolve(horizon) on the schedule, or pass the optimizer by name",
             )
 
+    def known(inner: Any) -> dict[str, Array]:
+        found = applied_learning_rates(inner, given)
+        return {group: rate for group, rate in found.items() if rate is not None}
+
     def init(params: Params, /) -> OptState:
-        return OptState(jnp.zeros([], jnp.int32), _not_yet(rates), tx.init(params))
+        inner = tx.init(params)
+        return OptState(jnp.zeros([], jnp.int32), _not_yet(known(inner)), inner)
 
     def update(
         updates: Updates,
@@ -156,10 +151,9 @@ def _build_object(spec: OptSpec) -> GradientTransformation:
     ) -> tuple[Updates, OptState]:
         clipped = _clipped(updates, spec.clip_norm, grad_norm)
         new, inner = tx.update(clipped, state.slots, params, **extra_args)
-        applied = {
-            group: jnp.asarray(rate_at(rate, state.count), jnp.float32)
-            for group, rate in rates.items()
-        }
+        # Asked of the state inside: a wrapper may count other updates than we do.
+        found = known(inner)
+        applied = {g: found.get(g, before) for g, before in state.learning_rates.items()}
         return new, OptState(safe_increment(state.count), applied, inner)
 
     return GradientTransformation(init, update, name="build", arguments={"spec": spec})
@@ -215,5 +209,4 @@ def _add_decay(
 
     if not decayed:
         return updates
-    is_none = lambda leaf: leaf is None  # noqa: E731
     return jax.tree_util.tree_map_with_path(add, updates, params, is_leaf=is_none)

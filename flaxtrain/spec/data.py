@@ -87,7 +87,9 @@ def decode(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             raise unknown_name("field", str(name), names, where=where)
     if "optimizer" not in table:
         raise ArgumentError(
-            "the spec names no optimizer", where=where, fix=f"add 'optimizer': {min(NAMED)!r}"
+            "the spec names no optimizer",
+            where=where,
+            fix="add 'optimizer': 'adam', or another name",
         )
     hyperparameters = _mapping(table.pop("hyperparameters", {}), f"{where}: hyperparameters")
     arguments = {name: _decoded(value) for name, value in table.items()}

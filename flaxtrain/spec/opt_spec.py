@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 from flaxtrain.durations import Horizon
-from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike, same_value
+from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike
+from flaxtrain.optim.transform import same_value
 from flaxtrain.params import ParamFact
 from flaxtrain.schedules import Schedule
 from flaxtrain.spec.data import decode, encode, read_json
@@ -23,24 +24,25 @@ __all__ = ["OptSpec"]
 class OptSpec:
     """Declares the optimizer of a run; `build` makes the transformation from it.
 
-    With a name, the update of a parameter x with gradient g is
+    With a name, the update of a parameter x with gradient g is for most optimizers
     `x <- x - learning_rate (u(g) + weight_decay x)`: clipping first, then the optimizer's
     direction u, then the decay (of the parameters that `decay` selects), then the learning
-    rate.
+    rate. Where a method has another order (LARS and AdaDelta decay the gradient, Adafactor
+    leaves the learning rate out of the decay), it is kept.
 
     A spec prints as the call that makes it, compares by value, and goes through JSON exactly.
 
     Args:
-        optimizer: a registered name (`"sgd"`, `"adam"`, `"adamw"`), or any gradient
-            transformation, ours or another library's; it then brings learning rate, decay and
-            hyperparameters with it.
+        optimizer: a registered name (a key of `flaxtrain.optim.NAMED`, such as `"adamw"`), or
+            any gradient transformation, ours or another library's; it then brings learning
+            rate, decay and hyperparameters with it.
         learning_rate: a number >= 0, a schedule, or any function of the number of updates
             already applied. Required with a name, refused with an object.
         weight_decay: decoupled decay >= 0, multiplied by the learning rate; None: the named
             optimizer's own default.
         decay: which parameters decay: a preset (`"kernels"`, `"all"`, `"ndim"`), nested dicts
             of bools with the structure of the params, or a function from the facts of a
-            parameter to a bool.
+            parameter, or from its name (an `optim.ParamName`), to a bool.
         clip_norm: largest norm > 0 of the whole gradient, which is scaled down to it; None: no
             clipping.
         nonfinite: what the training step does with a loss or gradient that is NaN or infinite:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.checks import check_number, is_concrete
@@ -17,6 +18,7 @@ from flaxtrain.errors import (
     unknown_name,
 )
 from flaxtrain.optim import NAMED, with_extra_args
+from flaxtrain.optim.stages import DECAY
 from flaxtrain.params import DECAY_PRESETS
 from flaxtrain.schedules import Schedule
 
@@ -44,7 +46,8 @@ _ALSO_KNOWN_AS = {
 def plain(value: Any) -> Any:
     """Scalars of numpy and jax become Python numbers, dtypes their names; dicts are copied."""
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-        return value.item() if is_concrete(value) and value.ndim == 0 else value
+        is_number = is_concrete(value) and value.ndim == 0 and not is_key(value)
+        return value.item() if is_number else value
     if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
         return np.dtype(value).name
     if isinstance(value, tuple) and type(value) is tuple:
@@ -52,6 +55,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(child) for key, child in value.items()}
     return value
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is a typed key of `jax.random`."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def name_of(value: Any) -> str:
@@ -97,11 +105,18 @@ def _check_named(spec: OptSpec, where: str) -> None:
             raise _unknown_argument(name, entry.hyperparameters, where)
     _check_learning_rate(spec.learning_rate, where)
     try:
-        entry.stages(spec.learning_rate, **dict(spec.hyperparameters))
+        stages = entry.stages(spec.learning_rate, **dict(spec.hyperparameters))
     except FlaxtrainError as error:  # the stages don't know where their arguments come from
         raise type(error)(error.found, where=where, fix=error.fix) from None
     if spec.weight_decay is not None:
         check_number("weight_decay", spec.weight_decay, minimum=0.0, where=where)
+        decay: Any = spec.weight_decay
+        if DECAY not in stages and is_concrete(decay) and decay > 0:
+            raise ArgumentError(
+                f"weight_decay={spec.weight_decay}, and {spec.optimizer} has no weight decay",
+                where=where,
+                fix="leave weight_decay out, or choose another optimizer",
+            )
 
 
 def _unknown_argument(
@@ -170,7 +185,8 @@ def _check_decay(decay: Any, where: str) -> None:
             f"decay={decay!r} is a {type(decay).__name__}",
             where=where,
             fix=f"pass a preset ({', '.join(DECAY_PRESETS)}), nested dicts of bools, or a "
-            "function from the facts of a parameter to a bool",
+            "function from the facts of a parameter to a bool; the decay of a moving average "
+            "is called b1, b2 or rho",
         )
 
 

@@ -1,19 +1,111 @@
 """Trees of arrays: names of leaves, splitting, arithmetic."""
 
-from flaxtrain.tree.arithmetic import all_finite, global_norm, widened
-from flaxtrain.tree.paths import Path, flatten, key_of, named_leaves, path_name, unflatten
-from flaxtrain.tree.prune import graft, split
+from flaxtrain.tree.arithmetic import (
+    all_finite,
+    global_norm,
+    sum_of_squares,
+    widened,
+)
+from flaxtrain.tree.casting import (
+    cast,
+    cast_like,
+    dtype,
+)
+from flaxtrain.tree.elementwise import (
+    add,
+    add_scale,
+    clip,
+    conj,
+    div,
+    mul,
+    real,
+    scale,
+    sub,
+    where,
+)
+from flaxtrain.tree.make import (
+    batch_shape,
+    full_like,
+    ones_like,
+    random_like,
+    split_key_like,
+    unwrap_random_key_data,
+    zeros_like,
+)
+from flaxtrain.tree.paths import (
+    Path,
+    flatten,
+    is_none,
+    key_of,
+    named_leaves,
+    path_name,
+    unflatten,
+)
+from flaxtrain.tree.prune import (
+    graft,
+    split,
+)
+from flaxtrain.tree.reductions import (
+    allclose,
+    max,
+    min,
+    norm,
+    size,
+    sum,
+    vdot,
+)
+from flaxtrain.tree.search import (
+    Filter,
+    NamedTupleKey,
+    get,
+    get_all_with_path,
+    set,
+)
 
 __all__ = [
+    "Filter",
+    "NamedTupleKey",
     "Path",
+    "add",
+    "add_scale",
     "all_finite",
+    "allclose",
+    "batch_shape",
+    "cast",
+    "cast_like",
+    "clip",
+    "conj",
+    "div",
+    "dtype",
     "flatten",
+    "full_like",
+    "get",
+    "get_all_with_path",
     "global_norm",
     "graft",
+    "is_none",
     "key_of",
+    "max",
+    "min",
+    "mul",
     "named_leaves",
+    "norm",
+    "ones_like",
     "path_name",
+    "random_like",
+    "real",
+    "scale",
+    "set",
+    "size",
     "split",
+    "split_key_like",
+    "sub",
+    "sum",
+    "sum_of_squares",
     "unflatten",
+    "unwrap_random_key_data",
+    "vdot",
+    "where",
     "widened",
+    "zeros_like",
 ]

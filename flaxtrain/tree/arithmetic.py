@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from flaxtrain.typing import Array, ArrayLike, PyTree
 
-__all__ = ["all_finite", "global_norm", "widened"]
+__all__ = ["all_finite", "global_norm", "sum_of_squares", "widened"]
 
 
 def global_norm(tree: PyTree) -> Array:
@@ -20,11 +20,23 @@ def global_norm(tree: PyTree) -> Array:
         >>> print(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
         5.0
     """
-    return jnp.sqrt(sum(jnp.sum(_squared(leaf)) for leaf in jax.tree.leaves(tree)))
+    return jnp.sqrt(sum_of_squares(tree))
 
 
-def _squared(leaf: Array) -> Array:
-    return leaf.real**2 + leaf.imag**2 if jnp.iscomplexobj(leaf) else leaf**2
+def sum_of_squares(tree: PyTree) -> Array:
+    """Returns the sum of `|x|^2` over all entries, a scalar; 0 for an empty tree.
+
+    Example:
+        >>> print(sum_of_squares({"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0 + 2.0j])}))
+        30.0
+    """
+    return jnp.asarray(sum(jnp.sum(_squared(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def _squared(leaf: ArrayLike) -> Array:
+    if jnp.iscomplexobj(leaf):
+        return jnp.square(jnp.real(leaf)) + jnp.square(jnp.imag(leaf))
+    return jnp.square(leaf)
 
 
 def widened(tree: PyTree) -> PyTree:

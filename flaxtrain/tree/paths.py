@@ -14,7 +14,7 @@ import jax
 
 from flaxtrain.typing import PyTree
 
-__all__ = ["Path", "flatten", "key_of", "named_leaves", "path_name", "unflatten"]
+__all__ = ["Path", "flatten", "is_none", "key_of", "named_leaves", "path_name", "unflatten"]
 
 Path = tuple[str, ...]
 """The keys from the root of a tree to a leaf."""
@@ -54,6 +54,16 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
         [('a', 2), ('b/x', 1)]
     """
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def is_none(leaf: Any) -> bool:
+    """Whether `leaf` is None; as `is_leaf=`, it makes jax's functions visit None too.
+
+    Example:
+        >>> jax.tree.leaves({"a": None, "b": 1}, is_leaf=is_none)
+        [None, 1]
+    """
+    return leaf is None
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:

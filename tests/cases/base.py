@@ -23,6 +23,7 @@ import optax
 
 from flaxtrain import optim
 from tests import gradients
+from tests.runs import deviation, run
 
 Builder = Callable[[ModuleType, Any], Any]
 Oracle = Callable[[Any, Any], Any]
@@ -30,13 +31,22 @@ Oracle = Callable[[Any, Any], Any]
 step: the paper in float64, with the learning rate 1e-2."""
 
 CAPABILITIES = (
-    *("in_optax", "bitwise", "keeps_bfloat16", "complex", "complex_parity", "prints"),
+    *(
+        "in_optax",
+        "bitwise",
+        "float64",
+        "keeps_bfloat16",
+        "complex",
+        "complex_parity",
+        "prints",
+    ),
     *("rests", "passes_nan", "parabola", "rosenbrock"),
 )
 """What a row is expected to do unless it says why not (see `Lack`):
 
 in_optax: optax can build it.
 bitwise: under jit, every bit of 1,000 updates is optax's.
+float64: in float64, 1,000 updates agree with optax's to 1e-12.
 keeps_bfloat16: bfloat16 parameters give bfloat16 updates and slots.
 complex: complex leaves are updated.
 complex_parity: complex leaves agree with optax's.
@@ -105,8 +115,7 @@ class Case:
         """Returns the extra arguments of `update`: a made-up loss, where one is needed."""
         if not self.takes_value:
             return {}
-        sizes = (jnp.sum(jnp.abs(leaf).astype(jnp.float32)) for leaf in jax.tree.leaves(grads))
-        return {"value": 0.1 * sum(sizes, start=jnp.float32(1.0))}
+        return {"value": 0.1 * sum(map(_size, jax.tree.leaves(grads)), start=1.0)}
 
     def rounding(self, float32: float) -> float:
         """Returns a tolerance: `float32`, or where float32 parameters have slots in bfloat16,
@@ -116,6 +125,33 @@ class Case:
 
     def judge(self, learning_rate: Any = 1e-2) -> optax.GradientTransformation:
         return self.build(optax, learning_rate)
+
+
+def _size(leaf: Any) -> jax.Array:
+    """Returns the sum of magnitudes, in float32 at least."""
+    sizes = jnp.abs(jnp.asarray(leaf))
+    return jnp.sum(sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32)))
+
+
+class WithoutScalar(Case):
+    """A row whose optax fails on parameters without axes, or gives them updates of another
+    shape: the comparison is on the other parameters."""
+
+    def recorded(self, steps: int, dtype: Any) -> tuple[Any, Any]:
+        assert not _keeps_scalars(self.judge()), f"optax takes scalars in {self.name}"
+        trees = super().recorded(steps, dtype)
+        for tree in trees:
+            del tree["rest"]["scalar"]
+        return trees
+
+
+def _keeps_scalars(tx: Any) -> bool:
+    x = jnp.ones(())
+    try:
+        updates, _ = tx.update(x, tx.init(x), x)
+    except IndexError:
+        return False
+    return updates.shape == ()
 
 
 def halving(count: Any) -> Any:
@@ -170,14 +206,14 @@ def _optax_drops_it(case: Case) -> None:
 
 
 def _division_differs_from_one_factor(case: Case) -> None:
-    """For x = 3, |g| = 7, max_norm = 1: (x / 7) * 1 and x * (1 / 7) round differently."""
-    x, norm = jnp.float32(3.0), jnp.float32(7.0)
-    assert x / norm != x * (1 / norm)
+    """A quotient and a product round at other places: at most two last places apart."""
+    params, grads = case.recorded(3, jnp.float32)
+    ours, judge = (run(tx, params, grads, case.extra) for tx in (case.ours(), case.judge()))
+    assert 0 < deviation(ours, judge) <= 2 * jnp.finfo(jnp.float32).eps
 
 
 def _a_function_has_no_source_form(case: Case) -> None:
     """What is passed in is a function, and Python prints those by address."""
-    assert "<function" in repr(case.judge) or "<bound method" in repr(case.judge)
     assert "<function" in repr(case.ours())
 
 

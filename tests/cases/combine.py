@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from tests.cases.base import FUNCTION, ONE_FACTOR, PREFIX_MASK, Case, halving
+from functools import partial
+
+from tests.cases.base import FUNCTION, ONE_FACTOR, PREFIX_MASK, Case, halving, per_array
+from tests.oracles.changed import jointly
+from tests.oracles.sgd import sgd
 
 CASES = (
     Case(
         "chain(clip_by_global_norm, sgd)",
         lambda o, lr: o.chain(o.clip_by_global_norm(1.0), o.sgd(lr)),
         rosenbrock=2e-3,
+        oracle=partial(jointly, factor=lambda norm: min(1.0, 1.0 / norm)),
         lacks={"bitwise": ONE_FACTOR},
     ),
     Case(
@@ -16,6 +21,7 @@ CASES = (
         lambda o, lr: o.chain(o.identity(), o.trace(0.9, True), o.scale(-lr)),
         0.02,
         5e-4,
+        oracle=per_array(sgd, momentum=0.9, nesterov=True),
     ),
     Case(
         "chain(add_decayed_weights, scale_by_schedule)",

@@ -142,9 +142,9 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
     "misspelt optimizer": (
         lambda: ft.spec_from_config(ConfigDict({"opt": {**OPT, "optimizer": "sdg"}})),
         errors.UnknownNameError,
-        """unknown optimizer 'sdg'
+        f"""unknown optimizer 'sdg'
   where: OptSpec(optimizer)
-  fix:   did you mean 'sgd'? Known: adam, adamw, sgd""",
+  fix:   did you mean 'sgd'? Known: {", ".join(sorted(ft.optim.NAMED))}""",
     ),
     "misspelt argument": (
         lambda: ft.spec_from_config(ConfigDict({"opt": {**OPT, "momentun": 0.9}})),
@@ -173,9 +173,8 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
         errors.UnknownNameError,
         """unknown schedule 'CosineDecaySchedule'
   where: config.schedule
-  fix:   did you mean 'cosine_decay_schedule'? Known: constant_schedule, """
-        "cosine_decay_schedule, join_schedules, linear_schedule, polynomial_schedule, "
-        "warmup_constant_schedule, warmup_cosine_decay_schedule",
+  fix:   did you mean 'cosine_decay_schedule'? Known: """
+        + ", ".join(sorted(schedules.FACTORIES)),
     ),
     "schedule without a peak": (
         lambda: ft.spec_from_config(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from flaxtrain import optim
+from flaxtrain.optim.adam import Adam
+from flaxtrain.optim.sgd import Trace, TraceSlots
 from flaxtrain.typing import Array
 from tests import gradients
 from tests.cases import CASES, Case
@@ -53,27 +55,28 @@ def test_jit_and_eager_agree_and_the_second_call_does_not_compile(case: Case) ->
 def test_vmap_over_learning_rates_equals_a_loop(case: Case) -> None:
     params, grads = small(case)
 
-    def first(learning_rate: Any) -> Any:
+    def two(learning_rate: Any) -> Any:
         tx = case.ours(learning_rate)
-        return tx.update(at(grads, 0), tx.init(params), params, **case.extra(at(grads, 0)))[0]
+        first, state = tx.update(at(grads, 0), tx.init(params), params, **case.extra(grads))
+        return first, tx.update(at(grads, 1), state, params, **case.extra(grads))[0]
 
-    together = jax.vmap(first)(jnp.asarray(RATES, jnp.float32))
+    together = jax.vmap(two)(jnp.asarray(RATES, jnp.float32))
     for index, rate in enumerate(RATES):
-        assert deviation(at(together, index), first(jnp.float32(rate))) <= case.rounding(
+        assert deviation(at(together, index), two(jnp.float32(rate))) <= case.rounding(
             float32=FUSED
         )
     assert differing_leaves(at(together, 0), at(together, 1))
 
 
 @optim.rule
-class Counting(optim.Trace):
+class Counting(Trace):
     """A trace that writes down every time its Python code runs."""
 
     log: Any = None
 
     def update(
-        self, grad: Array, slots: optim.TraceSlots, param: Array | None, scalars: None
-    ) -> tuple[Array, optim.TraceSlots]:
+        self, grad: Array, slots: TraceSlots, param: Array | None, scalars: None
+    ) -> tuple[Array, TraceSlots]:
         LOG.append(grad.shape)
         return super().update(grad, slots, param, scalars)
 
@@ -113,11 +116,11 @@ def test_an_edited_array_hyperparameter_does_not_recompile_and_keeps_the_bits() 
     params, grads = recorded(20)
 
     @jax.jit
-    def step(rule: optim.Adam, t: Array, grad: Any, slots: Any) -> Any:
+    def step(rule: Adam, t: Array, grad: Any, slots: Any) -> Any:
         return optim.update_slots(rule, t, grad, slots)
 
     def updates(b1: Any, b2: Any) -> list[Any]:
-        rule = optim.Adam(b1, b2)
+        rule = Adam(b1, b2)
         slots, record = optim.init_slots(rule, params), []
         for index in range(20):
             grad = at(grads, index)

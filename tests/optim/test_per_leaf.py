@@ -12,6 +12,7 @@ import pytest
 
 from flaxtrain import optim
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, ParameterError
+from flaxtrain.optim.sgd import GradientDescent
 from flaxtrain.typing import Array
 from tests.oracles.adam import adam
 
@@ -107,9 +108,9 @@ def test_a_gradient_that_is_none_keeps_the_slots_of_its_parameter(tx: Any) -> No
 
 
 def test_a_rule_without_slots_gives_no_arrays() -> None:
-    slots = optim.init_slots(optim.GradientDescent(), PARAMS)
+    slots = optim.init_slots(GradientDescent(), PARAMS)
     assert jax.tree.leaves(slots) == []
-    updates, slots = optim.update_slots(optim.GradientDescent(), None, PARAMS, slots)
+    updates, slots = optim.update_slots(GradientDescent(), None, PARAMS, slots)
     assert updates["a"] is PARAMS["a"] and slots == optim.NoSlots()
 
 

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxtrain.optim import Adam, DecayRate, Nadam, Rule, Trace
+from flaxtrain.optim import DecayRate, Rule
+from flaxtrain.optim.adam import Adam, Nadam
+from flaxtrain.optim.rule import NoSlots, rule
+from flaxtrain.optim.sgd import Trace, TraceSlots
 
 
 def test_arrays_are_leaves_and_python_values_are_structure() -> None:
@@ -53,9 +56,19 @@ def test_a_rule_goes_through_vmap() -> None:
 
 def test_the_base_class_asks_for_its_methods() -> None:
     assert Rule().scalars(jnp.int32(1)) is None
-    for call in (
-        lambda: Rule().init(jnp.ones(1)),
-        lambda: Rule().update(jnp.ones(1), 0, None, 0),
-    ):
-        with pytest.raises(NotImplementedError):
-            call()
+    with pytest.raises(NotImplementedError):
+        Rule().update(jnp.ones(1), 0, None, 0)
+
+
+def test_a_rule_remembers_nothing_unless_it_says_what() -> None:
+    @rule
+    class Forgetful(Rule):
+        Slots = NoSlots
+
+    @rule
+    class Incomplete(Rule):
+        Slots = TraceSlots
+
+    assert Rule().init(jnp.ones(1)) == Forgetful().init(jnp.ones(1)) == NoSlots()
+    with pytest.raises(NotImplementedError, match="Incomplete has Slots, and needs init"):
+        Incomplete().init(jnp.ones(1))

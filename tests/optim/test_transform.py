@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from flaxtrain import optim
-from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, FlaxtrainError
 
 
 def test_a_transformation_unpacks_and_knows_its_arguments() -> None:
     tx = optim.adamw(0.1, b2=0.95, mu_dtype=jnp.bfloat16)
     init, update = tx
-    assert (init, update) == (tx.init, tx.update)
+    assert (init, update) == (tx.init, tx.update) == (tx[0], tx[1]) and len(tx) == 2
     assert tx.name == "adamw"
     assert tx.arguments == {"learning_rate": 0.1, "b2": 0.95, "mu_dtype": "bfloat16"}
     assert repr(tx) == "adamw(learning_rate=0.1, b2=0.95, mu_dtype='bfloat16')"
@@ -60,3 +60,32 @@ def test_something_else_than_a_transformation_is_refused(unchecked_types: None) 
 def test_identity_returns_what_it_gets() -> None:
     state, updates = optim.identity().init(None), {"a": 1.0}
     assert optim.identity().update(updates, state) == (updates, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("lamb", {"learning_rate": 0.1, "b1": 2.0}),
+        ("nadamw", {"learning_rate": -0.1}),
+        ("rmsprop", {"learning_rate": 0.1, "decay": 2.0}),
+        ("scale_by_yogi", {"b1": 2.0}),
+        ("adamw", {"learning_rate": 0.1, "weight_decay": -1.0}),
+        ("adamw", {"learning_rate": 0.1, "state_dtype": "int8"}),
+    ],
+)
+def test_an_error_names_the_function_that_was_called(
+    name: str, arguments: dict[str, Any], unchecked_types: None
+) -> None:
+    with pytest.raises(FlaxtrainError) as info:
+        getattr(optim, name)(**arguments)
+    assert info.value.where == name and f"where: {name}" in str(info.value)
+    assert info.value.fix is not None and info.value.__suppress_context__
+
+
+def test_an_error_that_names_a_place_keeps_it() -> None:
+    @optim.named
+    def factory() -> optim.GradientTransformation:
+        raise ArgumentError("nothing there", where="layers/0", fix="look elsewhere")
+
+    with pytest.raises(ArgumentError, match="where: layers/0"):
+        factory()

@@ -61,6 +61,31 @@ def test_a_function_of_the_fact_decides() -> None:
     }
 
 
+def no_bias_no_norm(name: Any) -> bool:
+    return "bias" not in name and "norm" not in name
+
+
+def test_a_function_of_names_goes_by_the_class_of_the_module_too() -> None:
+    """In this model norms are called `ln_1`, `ln_2` and `ln_f`."""
+    facts = facts_of_example("GPT")
+    roles = ("bias", "norm_scale", "norm_bias")
+    expected = {f.name for f in facts.params if f.role not in roles}
+    assert decayed(facts, no_bias_no_norm) == expected
+    assert not any("norm" in name for name in expected)
+
+
+def test_a_function_of_names_that_also_answers_for_facts_is_asked_again() -> None:
+    assert decayed(FACTS, lambda name: str(name).endswith("kernel")) == {
+        "Dense_0/kernel",
+        "Dense_1/kernel",
+    }
+
+
+def test_a_function_that_fails_for_facts_and_names_fails_with_the_first_error() -> None:
+    with pytest.raises(AttributeError, match="'ParamFact' object has no attribute 'roll'"):
+        decay_mask(FACTS, lambda fact: fact.roll == "kernel")
+
+
 def test_nested_dicts_are_taken_as_they_are() -> None:
     tree = {
         "Dense_1": {"kernel": np.bool_(True), "bias": False},

@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from tests.parity.names import name_tables
 
 from flaxtrain import optim
 from tests.cases import CASES, Case
 from tests.cases.base import PREFIX_MASK, halving
-from tests.runs import deviation, differing_leaves, moved, run, ulps, walk
+from tests.parity.names import name_tables
+from tests.runs import FLOAT32_BAR, at, deviation, differing_leaves, moved, run, ulps, walk
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
 STEPS = 1000
@@ -43,11 +43,13 @@ LEGEND = f"""## Numbers
 kernel and a complex vector; learning rate 0.01. A figure is `max|a - b| / max|a|`, the largest
 over the leaves of parameters, state and all updates; 0 is bit for bit.
 
-- float64, float32: under `jit`. Bars: 1e-12, and the larger of 2e-6 and 3 times *noise*.
+- float64, float32: under `jit`. Bars: 1e-12, and the larger of {FLOAT32_BAR:.0e} and 3 times
+  *noise*.
 - noise: how far Optax gets from itself when every gradient moves by one last place (measured
-  where another figure is above 2e-6).
+  where another figure is above {FLOAT32_BAR:.0e}).
 - bitwise: leaves that are equal bit for bit in float32, of all.
-- eager: float32 without `jit`; the bar of float32.
+- eager: float32 without `jit`; the bar of float32. {FEW} updates where Optax compiles something
+  at every call (conditions), which takes it a second each time.
 - schedule: float32 under `jit`, the learning rate a function of the count; mask: inside
   `masked`, on a part of the tree; the bar of float32. "only here": Optax raises. A dash: there
   is no learning rate that could be a schedule.
@@ -65,9 +67,8 @@ def measured(case: Case) -> dict[str, str]:
         double = Compared(case, jnp.float64, *pair(case)).deviation
     params, low = case.recorded(FEW, jnp.bfloat16)
     bf16 = [walk(tx, params, low, jit=True, extra=case.extra) for tx in pair(case)]
-    eager = [
-        walk(tx, single.params, single.grads, jit=False, extra=case.extra) for tx in pair(case)
-    ]
+    few = at(single.grads, slice(FEW if compiles_at_every_call(case) else STEPS))
+    eager = [walk(tx, single.params, few, jit=False, extra=case.extra) for tx in pair(case)]
     found = {
         "float64": figure(double),
         "float32": figure(single.deviation),
@@ -75,7 +76,7 @@ def measured(case: Case) -> dict[str, str]:
         "schedule": variant(case, lambda lib: case.build(lib, lambda c: 1e-2 * halving(c))),
         "mask": variant(case, lambda lib: lib.masked(case.build(lib, 1e-2), PREFIX_MASK)),
     }
-    loud = any(float(value) > 2e-6 for value in found.values() if value[0].isdigit())
+    loud = any(float(value) > FLOAT32_BAR for value in found.values() if value[0].isdigit())
     leaves = len(jax.tree.leaves(single.ours))
     return found | {
         "row": case.name,
@@ -83,6 +84,25 @@ def measured(case: Case) -> dict[str, str]:
         "bitwise": f"{leaves - single.differing}/{leaves}",
         "bf16": f"{ulps(*bf16):g}",
     }
+
+
+def compiles_at_every_call(case: Case) -> bool:
+    """Whether Optax compiles something at every eager call, which takes a second each time."""
+    params, grads = case.recorded(3, jnp.float32)
+    tx, compiled = case.judge(), []
+    state = tx.init(params)
+
+    def listen(event: str, seconds: float, **kwargs: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    for index in range(3):
+        compiled.clear()
+        grad = at(grads, index)
+        _, state = tx.update(grad, state, params, **case.extra(grad))
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return bool(compiled)
 
 
 class Compared:

@@ -7,12 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from tests.cases import CASES, Case
-from tests.runs import at, deviation, differing_leaves, nodes, ulps, walk
+from tests.runs import FLOAT32_BAR, at, deviation, differing_leaves, nodes, ulps, walk
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-FLOAT32_BAR = 2e-6
-"""About 30 roundings: without jit, optax itself compiles some parts and not others."""
 
 
 @each_case

@@ -11,6 +11,7 @@ import pytest
 
 from flaxtrain import optim
 from tests.cases import CASES, Case
+from tests.cases.base import WithoutScalar
 from tests.runs import deviation
 
 STEPS = 50
@@ -20,6 +21,32 @@ def widened(case: Case, dtype: Any) -> Any:
     """Returns our optimizer of the row with another `state_dtype`."""
     tx = case.ours()
     return getattr(optim, str(tx.name))(**tx.arguments, state_dtype=dtype)
+
+
+BARE = (
+    *(
+        Case(name, lambda o, lr, name=name: getattr(o, name)())
+        for name in (
+            *("scale_by_adadelta", "scale_by_adam", "scale_by_adamax", "scale_by_adan"),
+            *("scale_by_amsgrad", "scale_by_belief", "scale_by_lion", "scale_by_novograd"),
+            *("scale_by_optimistic_gradient", "scale_by_radam", "scale_by_rms"),
+            *("scale_by_rss", "scale_by_stddev", "scale_by_yogi"),
+        )
+    ),
+    Case("ema", lambda o, lr: o.ema(0.9)),
+    Case("trace", lambda o, lr: o.trace(0.9)),
+    Case("rprop", lambda o, lr: o.rprop(lr)),
+    Case("scale_by_rprop", lambda o, lr: o.scale_by_rprop(lr)),
+    Case("scale_by_factored_rms", lambda o, lr: o.scale_by_factored_rms(), needs_params=True),
+    WithoutScalar("scale_by_sm3", lambda o, lr: o.scale_by_sm3()),
+)
+"""Transformations that the table of optimizers has inside a chain only."""
+
+NOT_HERE = {
+    "per_leaf": "lifts a rule: tests/optim/test_per_leaf.py",
+    "scale_by_shampoo": "shampoo, which has a row, without its learning rate",
+}
+"""Functions with a `state_dtype` and without a row, and why."""
 
 
 def has_state_dtype(case: Case) -> bool:
@@ -47,7 +74,19 @@ def updates(case: Case, tx: Any, params: Any, grads: Any) -> Any:
     return scanned(grads)
 
 
-ROWS = [case for case in CASES if has_state_dtype(case)]
+ROWS = [case for case in (*CASES, *BARE) if has_state_dtype(case)]
+
+
+def test_every_factory_with_a_state_dtype_has_a_row_or_a_reason() -> None:
+    public = {name: getattr(optim, name) for name in optim.__all__}
+    factories = {
+        name
+        for name, thing in public.items()
+        if inspect.isfunction(thing)
+        and thing.__annotations__["return"] == "GradientTransformation"
+        and "state_dtype" in inspect.signature(thing).parameters
+    }
+    assert factories - {str(case.ours().name) for case in ROWS} == set(NOT_HERE)
 
 
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)

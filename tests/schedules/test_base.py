@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.schedules import (
+    FACTORIES,
     Schedule,
     constant_schedule,
+    cooldown_schedule,
     cosine_decay_schedule,
+    cosine_onecycle_schedule,
+    cosine_restarts_schedule,
+    exponential_decay,
     from_dict,
+    inverse_sqrt_schedule,
     join_schedules,
+    linear_onecycle_schedule,
     linear_schedule,
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
+    polynomial_schedule,
+    sgdr_schedule,
     warmup_constant_schedule,
     warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+    wsd_schedule,
 )
 
 RUN = Horizon(total_steps=1000, steps_per_epoch=50, batch_size=100)
+CYCLE = {"init_value": 0.0, "peak_value": 1.0, "warmup_steps": 10}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +77,37 @@ RUN = Horizon(total_steps=1000, steps_per_epoch=50, batch_size=100)
                 ],
                 [10],
             ),
+        ),
+        (exponential_decay(1.0, "1ep", 0.5, "10%"), exponential_decay(1.0, 50, 0.5, 100)),
+        (
+            warmup_exponential_decay_schedule(0.0, 1.0, "5%", "1ep", 2.0, "1ep", True, 3.0),
+            warmup_exponential_decay_schedule(0.0, 1.0, 50, 50, 2.0, 50, True, 3.0),
+        ),
+        (
+            piecewise_constant_schedule(1.0, {"75%": 0.5, 100: 0.25}),
+            piecewise_constant_schedule(1.0, {100: 0.25, 750: 0.5}),
+        ),
+        (
+            piecewise_interpolate_schedule("cosine", 1.0, {"1ep": 0.5}),
+            piecewise_interpolate_schedule("cosine", 1.0, {50: 0.5}),
+        ),
+        (linear_onecycle_schedule("100%", 0.1), linear_onecycle_schedule(1000, 0.1)),
+        (cosine_onecycle_schedule("2ep", 0.1), cosine_onecycle_schedule(100, 0.1)),
+        (
+            sgdr_schedule([{**CYCLE, "decay_steps": "20%"}, {**CYCLE, "decay_steps": "1ep"}]),
+            sgdr_schedule([{**CYCLE, "decay_steps": 200}, {**CYCLE, "decay_steps": 50}]),
+        ),
+        (
+            cosine_restarts_schedule(1.0, "1ep", t_mult=2.0, peak_decay=0.5),
+            cosine_restarts_schedule(1.0, 50, t_mult=2.0, peak_decay=0.5),
+        ),
+        (cooldown_schedule(1.0, "20%", "1-sqrt"), cooldown_schedule(1.0, 200, "1-sqrt")),
+        (wsd_schedule(1.0, "5%", "75%", "20%"), wsd_schedule(1.0, 50, 750, 200)),
+        (
+            inverse_sqrt_schedule(
+                1.0, "5%", "10k ex", cooldown_steps="1ep", total_steps="100%"
+            ),
+            inverse_sqrt_schedule(1.0, 50, 100, cooldown_steps=50, total_steps=1000),
         ),
     ],
 )
@@ -188,3 +236,132 @@ def test_the_constant_is_returned_as_it_is() -> None:
 def test_a_schedule_is_frozen() -> None:
     with pytest.raises(AttributeError):
         constant_schedule(0.1).value = 0.2  # type: ignore[misc]
+
+
+def test_any_other_callable_is_itself_only_and_no_data() -> None:
+    def mine(count: Any) -> Any:
+        return 0.5
+
+    joined = join_schedules([mine, constant_schedule(0.1)], [10])
+    assert joined == join_schedules([mine, constant_schedule(0.1)], [10])
+    assert joined != join_schedules([lambda count: 0.5, constant_schedule(0.1)], [10])
+    assert hash(joined) == hash(join_schedules([mine, constant_schedule(0.1)], [10]))
+    with pytest.raises(ArgumentTypeError) as caught:
+        joined.to_dict()
+    assert "the function test_any_other_callable" in str(caught.value)
+    assert "mine can't be written as data" in str(caught.value)
+
+
+def test_factories_keep_their_signatures() -> None:
+    for name, factory in FACTORIES.items():
+        if hasattr(optax.schedules, name):
+            ours = inspect.signature(factory).parameters
+            theirs = inspect.signature(getattr(optax.schedules, name)).parameters
+            assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+                (p.name, p.kind, p.default) for p in theirs.values()
+            ]
+
+
+def test_every_schedule_of_optax_is_there() -> None:
+    names = {name for name in vars(optax.schedules) if name.endswith(("_schedule", "_decay"))}
+    assert len(names) > 10 and names - {"_schedule"} <= set(FACTORIES)
+
+
+def test_a_table_of_steps_may_be_pairs_or_have_keys_of_text() -> None:
+    table = piecewise_constant_schedule(1.0, {100: 0.5, "50%": 0.1})
+    assert table == piecewise_constant_schedule(1.0, [(100, 0.5), ("50%", 0.1)])
+    assert table == piecewise_constant_schedule(1.0, {"50%": 0.1, "100": 0.5})
+    data = {
+        "schedule": "piecewise_constant_schedule",
+        "init_value": 1.0,
+        "boundaries_and_scales": {"100": 0.5, "50%": 0.1},
+    }
+    assert from_dict(json.loads(json.dumps(data))) == table
+    assert repr(table) == (
+        "piecewise_constant_schedule(init_value=1.0, "
+        "boundaries_and_scales={100: 0.5, '50%': 0.1})"
+    )
+    assert copy.deepcopy(table) == table and hash(copy.deepcopy(table)) == hash(table)
+
+
+def test_a_table_is_not_changed_by_changing_what_it_was_made_of() -> None:
+    steps = {100: 0.5}
+    schedule = piecewise_constant_schedule(1.0, steps)
+    steps[100] = 0.1
+    assert float(schedule(100)) == 0.5
+
+
+def test_the_extremes_of_an_unordered_table_are_not_told() -> None:
+    mixed = piecewise_constant_schedule(1.0, {"50%": 4.0, 100: 0.5})
+    assert mixed.extremes() is None
+    assert mixed.resolve(RUN).extremes() == (0.5, 2.0)
+
+
+def test_growth_without_a_limit_has_no_extremes() -> None:
+    assert exponential_decay(1.0, 10, 2.0).extremes() is None
+    assert warmup_exponential_decay_schedule(0.0, 1.0, 5, 10, 2.0).extremes() is None
+    assert exponential_decay(1.0, 10, 2.0, end_value=8.0).extremes() == (1.0, 8.0)
+    assert exponential_decay(-1.0, 10, 0.5).extremes() == (-1.0, 0.0)
+
+
+def test_stairs_are_at_their_steps_exactly_also_under_jit() -> None:
+    count = jnp.arange(20_000, dtype=jnp.int32)
+    ours = exponential_decay(1.0, 41, 0.5, staircase=True, end_value=1e-6)
+    theirs = optax.exponential_decay(1.0, 41, 0.5, staircase=True, end_value=1e-6)
+    wanted = np.maximum(0.5 ** (np.arange(20_000) // 41), 1e-6).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(ours)(count), wanted)
+    # XLA multiplies with a rounded reciprocal, and then rounds down.
+    assert np.any(np.asarray(jax.jit(theirs)(count)) != wanted)
+
+
+def test_the_last_value_is_exact_and_never_nan_under_jit() -> None:
+    for steps in (1, 3, 7, 41, 83):
+        root = polynomial_schedule(1.0, 0.0, 0.5, steps)
+        tail = cooldown_schedule(1.0, steps)
+        assert float(jax.jit(root)(jnp.int32(steps))) == 0.0
+        assert float(jax.jit(tail)(jnp.int32(steps))) == 0.0
+    theirs = jax.jit(optax.polynomial_schedule(1.0, 0.0, 0.5, 3))
+    assert np.isnan(theirs(jnp.int32(3)))
+
+
+def test_the_end_of_a_cycle_is_exact_next_to_a_large_peak() -> None:
+    cycle = linear_onecycle_schedule(1000, 1.0)
+    # As a formula, (v1 - v0) x + v0 would leave the rounding of v0 = 0.04, a thousandth of v1.
+    assert float(jax.jit(cycle)(jnp.int32(1000))) == pytest.approx(4e-6, rel=1e-7)
+
+
+def test_values_of_schedules_may_be_tracers() -> None:
+    def values(x: Any) -> Any:
+        return jnp.stack(
+            [
+                exponential_decay(x, 10, 0.25)(5),
+                exponential_decay(1.0, 10, x, end_value=0.5)(20),
+                piecewise_constant_schedule(x, {3: x})(4),
+                piecewise_interpolate_schedule("linear", x, {10: x})(5),
+                cosine_onecycle_schedule(10, x, div_factor=2.0)(3),
+                cosine_restarts_schedule(x, 10, peak_decay=x)(10),
+                wsd_schedule(x, 2, 3, 4)(3),
+                inverse_sqrt_schedule(x, 4)(16),
+            ]
+        )
+
+    found = jax.vmap(values)(jnp.array([0.5, 2.0]))
+    np.testing.assert_allclose(
+        found,
+        [
+            [0.25, 0.5, 0.25, 0.375, 0.5, 0.25, 0.5, 0.25],
+            [1.0, 0.5, 4.0, 3.0, 2.0, 4.0, 2.0, 1.0],
+        ],
+        rtol=1e-6,
+    )
+
+
+def test_restarts_of_fractional_growth_are_at_whole_steps() -> None:
+    restarts = cosine_restarts_schedule(1.0, 10, t_mult=1.5)
+    # Cycles of 10, 15, 22.5, 33.75 steps begin at 0, 10, 25, 47.5 and 81.25.
+    begins = [0, 10, 25, 48, 81]
+    count = np.arange(100)
+    values = np.asarray(restarts(jnp.asarray(count)))
+    assert list(count[values == 1.0]) == begins
+    assert [n for n in range(100) if float(restarts(n)) == 1.0] == begins
+    np.testing.assert_allclose(values, [float(restarts(int(n))) for n in count], atol=1e-6)

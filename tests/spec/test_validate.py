@@ -11,6 +11,7 @@ import pytest
 
 from flaxtrain import optim
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, FlaxtrainError, UnknownNameError
+from flaxtrain.optim import NAMED
 from flaxtrain.schedules import linear_schedule
 from flaxtrain.spec import OptSpec
 
@@ -29,7 +30,7 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
         UnknownNameError,
         "unknown optimizer 'adamm'\n"
         "  where: OptSpec(optimizer)\n"
-        "  fix:   did you mean 'adam'? Known: adam, adamw, sgd",
+        f"  fix:   did you mean 'adam'? Known: {', '.join(sorted(NAMED))}",
     ),
     (
         lambda: OptSpec("sgd"),
@@ -157,7 +158,8 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
         "decay=None is a NoneType\n"
         "  where: OptSpec('adamw')\n"
         "  fix:   pass a preset (kernels, all, ndim), nested dicts of bools, or a function "
-        "from the facts of a parameter to a bool",
+        "from the facts of a parameter to a bool; the decay of a moving average is called "
+        "b1, b2 or rho",
     ),
     (
         lambda: OptSpec("adamw", 0.1, decay={"head": {"kernel": 1}}),
@@ -171,7 +173,7 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
         ArgumentTypeError,
         "adam is a function, not an optimizer\n"
         "  where: OptSpec(optimizer)\n"
-        "  fix:   pass a name (adam, adamw, sgd), or an object with init and update",
+        f"  fix:   pass a name ({', '.join(sorted(NAMED))}), or an object with init and update",
     ),
     (
         lambda: OptSpec(optim.adam(0.1), learning_rate=0.1),
