@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Passed on to pytest, as in: make pytest ARGS="tests/optim -x"
 ARGS ?=
+# Processes of pytest; 0 runs all tests in its own, which debuggers need.
+WORKERS ?= 2
 
 # XLA's thread pool; the tests compare bitwise between runs with the same value.
 export NPROC ?= 2
@@ -62,7 +64,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 
 pytest: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

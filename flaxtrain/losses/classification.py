@@ -20,8 +20,16 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.checks import check_number
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, LossError
-from flaxtrain.losses.inputs import Axes, known_label, pair, real, selection, weighted
+from flaxtrain.errors import ArgumentError, LossError
+from flaxtrain.losses.inputs import (
+    Axes,
+    class_indices,
+    known_label,
+    pair,
+    real,
+    selection,
+    weighted,
+)
 from flaxtrain.typing import Array, ArrayLike, Float
 
 __all__ = [
@@ -130,13 +138,9 @@ def softmax_cross_entropy_with_integer_labels(
     """
     name = "softmax_cross_entropy_with_integer_labels"
     (logits,) = real(name, logits=logits)
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ArgumentTypeError(
-            f"labels have dtype {labels.dtype}, not an integer one",
-            where=name,
-            fix="pass class indices, or softmax_cross_entropy for distributions",
-        )
+    labels = class_indices(
+        name, labels, fix="pass class indices, or softmax_cross_entropy for distributions"
+    )
     where = selection(name, where, logits, axis)
     logits = _classes_last(name, logits, axis)
     if labels.shape != logits.shape[:-1]:

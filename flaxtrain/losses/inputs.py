@@ -46,9 +46,10 @@ def same_shape(name: str, **arrays: Array) -> None:
 
 
 def pair(name: str, **arrays: ArrayLike) -> tuple[Array, Array]:
-    """Returns two arrays broadcast to the shape of one of them.
+    """Returns two arrays broadcast to one shape.
 
-    A broadcast that enlarges both, `(n,)` against `(n, 1)`, is a mistake that runs: refused.
+    Arrays of one rank, `(1, n, d)` against `(m, 1, d)`, say what they mean: both may grow. With
+    different ranks only one may: `(n,)` against `(n, 1)` is a mistake that runs, and refused.
     """
     first, second = (jnp.asarray(value) for value in arrays.values())
     if first.shape == second.shape:
@@ -57,7 +58,8 @@ def pair(name: str, **arrays: ArrayLike) -> tuple[Array, Array]:
         shape = jnp.broadcast_shapes(first.shape, second.shape)
     except ValueError:
         shape = None
-    if shape not in (first.shape, second.shape):
+    fits = shape in (first.shape, second.shape) or first.ndim == second.ndim
+    if shape is None or not fits:
         a, b = arrays
         raise LossError(
             f"{a} of shape {first.shape} and {b} of shape {second.shape} don't fit",
@@ -87,20 +89,29 @@ def selection(
 
 
 def known_label(labels: Array, classes: int) -> tuple[Array, Array]:
-    """Returns labels that can be used as indices, and which of them were in range."""
+    """Returns labels that can be used as indices, and which of them were in range.
+
+    The labels come from `class_indices`: `classes` must be a number of their dtype.
+    """
     known = (labels >= 0) & (labels < classes)
     return jnp.where(known, labels, 0), known
 
 
-def integer_labels(name: str, scores: Array, labels: ArrayLike) -> Array:
-    """Returns integer labels, one for every row of `scores`, whose last axis is the classes."""
+def class_indices(
+    name: str, labels: ArrayLike, fix: str = "pass class indices: labels.astype(jnp.int32)"
+) -> Array:
+    """Returns integer labels, of 32 bits at least: a `uint8` can't be compared with 256."""
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ArgumentTypeError(
-            f"labels have dtype {labels.dtype}, not an integer one",
-            where=name,
-            fix="pass class indices: labels.astype(jnp.int32)",
+            f"labels have dtype {labels.dtype}, not an integer one", where=name, fix=fix
         )
+    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+
+
+def integer_labels(name: str, scores: Array, labels: ArrayLike) -> Array:
+    """Returns integer labels, one for every row of `scores`, whose last axis is the classes."""
+    labels = class_indices(name, labels)
     if scores.ndim == 0 or labels.shape != scores.shape[:-1]:
         raise LossError(
             f"labels have shape {labels.shape}, scores {scores.shape}",

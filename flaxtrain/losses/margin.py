@@ -104,7 +104,7 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> Float[Array, 
         labels: the index of the true class, `[...]`; one outside `[0, classes)` gives NaN.
 
     Returns:
-        The loss, `[...]`.
+        The loss, `[...]`, float32 also for scores of half precision.
 
     Raises:
         LossError: `labels` is not one index for every row.
@@ -114,7 +114,7 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike) -> Float[Array, 
         >>> print(multiclass_hinge_loss(jnp.array([[3.0, 1.0, 2.5]]), jnp.array([0])))
         [0.5]
     """
-    (scores,) = real("multiclass_hinge_loss", scores=scores)
+    scores = _wide("multiclass_hinge_loss", scores)
     labels = integer_labels("multiclass_hinge_loss", scores, labels)
     wrong = 1.0 - jax.nn.one_hot(labels, scores.shape[-1], dtype=scores.dtype)
     return jnp.max(scores + wrong, axis=-1) - at_label(scores, labels)
@@ -128,7 +128,7 @@ def multiclass_perceptron_loss(scores: ArrayLike, labels: ArrayLike) -> Float[Ar
         labels: the index of the true class, `[...]`; one outside `[0, classes)` gives NaN.
 
     Returns:
-        The loss, `[...]`.
+        The loss, `[...]`, float32 also for scores of half precision.
 
     Raises:
         LossError: `labels` is not one index for every row.
@@ -138,7 +138,7 @@ def multiclass_perceptron_loss(scores: ArrayLike, labels: ArrayLike) -> Float[Ar
         >>> print(multiclass_perceptron_loss(jnp.array([[3.0, 1.0, 4.5]]), jnp.array([0])))
         [1.5]
     """
-    (scores,) = real("multiclass_perceptron_loss", scores=scores)
+    scores = _wide("multiclass_perceptron_loss", scores)
     labels = integer_labels("multiclass_perceptron_loss", scores, labels)
     return jnp.max(scores, axis=-1) - at_label(scores, labels)
 
@@ -153,7 +153,7 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Float[Arr
         labels: the index of the true class, `[...]`; one outside `[0, classes)` gives NaN.
 
     Returns:
-        The loss, `[...]`.
+        The loss, `[...]`, float32 also for scores of half precision.
 
     Raises:
         LossError: `labels` is not one index for every row.
@@ -166,13 +166,19 @@ def multiclass_sparsemax_loss(scores: ArrayLike, labels: ArrayLike) -> Float[Arr
 
     Source: Martins & Astudillo 2016, arXiv:1602.02068, equation 15.
     """
-    (scores,) = real("multiclass_sparsemax_loss", scores=scores)
+    scores = _wide("multiclass_sparsemax_loss", scores)
     labels = integer_labels("multiclass_sparsemax_loss", scores, labels)
     # Scores relative to the label's: p . s - s_y is then small where the scores are large.
     relative = scores - at_label(scores, labels)[..., None]
     p = _simplex_projection(relative)
     gain = jnp.sum(p * jnp.where(p > 0, relative, 0.0), axis=-1)
     return gain + 0.5 * (1.0 - jnp.sum(jnp.square(p), axis=-1))
+
+
+def _wide(name: str, scores: ArrayLike) -> Array:
+    """Returns scores in jax's default float at least, which is the dtype of these losses."""
+    (scores,) = real(name, scores=scores)
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.result_type(float)))
 
 
 def _simplex_projection(scores: Array) -> Array:

@@ -53,10 +53,10 @@ def ranking_softmax_loss(
     (logits,) = real(name, logits=logits)
     logits, labels = pair(name, logits=logits, labels=labels)
     labels = labels.astype(logits.dtype)
-    where = selection(name, where, logits)
     if weights is not None:
-        _, factors = pair(name, logits=logits, weights=weights)
-        labels = labels * factors
+        logits, factors = pair(name, logits=logits, weights=weights)
+        labels = jnp.broadcast_to(labels, logits.shape) * factors
+    where = selection(name, where, logits)
     if where is None:
         lists = None
     else:

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.checks import check_integer, check_number
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, LossError
-from flaxtrain.losses.inputs import known_label, real
+from flaxtrain.errors import ArgumentError, LossError
+from flaxtrain.losses.inputs import class_indices, known_label, real
 from flaxtrain.typing import Array, ArrayLike, Bool, Float, Int
 
 __all__ = ["ctc_loss", "ctc_loss_with_forward_probs"]
@@ -200,13 +200,7 @@ def _problem(
     logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike
 ) -> _Problem:
     (logits,) = real("ctc_loss", logits=logits)
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ArgumentTypeError(
-            f"labels have dtype {labels.dtype}, not an integer one",
-            where="ctc_loss",
-            fix="pass class indices: labels.astype(jnp.int32)",
-        )
+    labels = class_indices("ctc_loss", labels)
     padded_frame, padded_label = (jnp.asarray(p) != 0 for p in (logit_paddings, label_paddings))
     wanted = (
         logits.ndim == 3

@@ -24,7 +24,7 @@ def cosine_similarity(
 ) -> Float[Array, "*shape"]:
     """Returns the cosine of the angle between two vectors, in [-1, 1].
 
-    A vector of length zero has no angle: its similarity is 0, with gradient 0.
+    A vector of length zero has no angle: its similarity is 0, with a finite gradient.
 
     Args:
         predictions: vectors along `axis`.
@@ -47,13 +47,7 @@ def cosine_similarity(
     """
     name = "cosine_similarity"
     a, b = real(name, predictions=predictions, targets=targets)
-    if a.shape != b.shape:
-        # Two batches against one another, [1, n, d] and [m, 1, d], are meant: both may grow.
-        shape = jnp.broadcast_shapes(a.shape, b.shape) if a.ndim == b.ndim else None
-        if shape is None:
-            a, b = pair(name, predictions=a, targets=b)
-        else:
-            a, b = jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
+    a, b = pair(name, predictions=a, targets=b)
     if jnp.ndim(epsilon) == 0:
         check_number("epsilon", epsilon, minimum=0.0, where=name)
     where = selection(name, where, a, axis)

@@ -148,7 +148,11 @@ class MultiSteps(GradientTransformation):
         return with_extra_args(self.arguments["opt"])
 
     def has_updated(self, state: OptState) -> Array:
-        """Returns whether the call that returned `state` took a step, a boolean scalar."""
+        """Returns whether the call that returned `state` took a step, a boolean scalar.
+
+        A skipped micro batch keeps the answer before it: after a step it is still True, though
+        no second step was taken (so it is in optax too). Count steps by `gradient_step`.
+        """
         return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
 
     def gradient_transformation(self) -> GradientTransformation:

@@ -6,14 +6,16 @@ All of them are given in the same ways, and this file is the one place that know
 - nested dicts without, or with, the level `params` that the parameters have, or lack;
 - a mapping from patterns (`"encoder/Dense_0"`, `"*/bias"`) to choices; the first that matches
   decides;
-- a function from the parameters to one of these. One that can't do with arrays, or does not
-  look at them, is given the names instead (see `names_of`).
+- a function from the parameters to one of these, or from one name to its choice.
+
+A function is asked about the tree of arrays first. Where it fails, or says the same of all, it
+is asked about the tree of names too (see `names_of`); and where it still fails, or gives one
+answer for the whole tree, about one name after another: `"bias" not in x` is true of a dict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import CodeType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -21,10 +23,11 @@ import jax
 from flaxtrain.errors import FlaxtrainError, ParameterError
 from flaxtrain.optim.names import (
     ParamName,
+    found_by,
     levels_above,
-    matches,
     names_of,
     no_match,
+    without_params,
 )
 from flaxtrain.optim.transform import same_value
 from flaxtrain.tree import Path, key_of
@@ -56,33 +59,94 @@ def chooser(
     """
     # A module of choices may define __call__ and is a tree all the same, so leaves are asked.
     if callable(choice) and all(map(callable, jax.tree.leaves(choice))):
-        return lambda tree: fitted(check(answer(choice, tree)), tree, what, default)
-    checked = check(choice)
+        return lambda tree: fitted(check(answer(choice, tree, check)), tree, what, default)
+    checked = check(_sortable(choice))
     return lambda tree: fitted(checked, tree, what, default)
 
 
-def answer(function: Callable[[PyTree], Any], tree: PyTree) -> Any:
-    """Returns what a function of parameters says, or what it says about their names."""
-    arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
-    return asked(
-        lambda: function(tree),
-        lambda: function(names_of(tree)),
-        # `"bias" in x` fails for jax arrays, and is False for those of numpy.
-        lambda found: is_constant(found) and (not arrays or _has_text(function)),
-    )
+def answer(
+    function: Callable[[Any], Any], tree: PyTree, check: Callable[[PyTree], PyTree]
+) -> PyTree:
+    """Returns what a function says about parameters, about their names, or about each name.
+
+    Args:
+        function: of parameters, of a tree of names, or of one name.
+        tree: the parameters.
+        check: raises where an answer can't be a tree of choices.
+
+    Raises:
+        Exception: what `function` raised about parameters, if it raises about names as well.
+    """
+    names = names_of(tree)
+
+    def says_nothing(found: Any) -> bool:
+        try:
+            check(found)
+            values = jax.tree.structure(names).flatten_up_to(found)
+        except FlaxtrainError:
+            return True
+        except (TypeError, ValueError):  # not of the structure of the names
+            return is_constant(found)
+        return _all_the_same(values)
+
+    try:
+        found = asked(
+            lambda: _sortable(function(tree)), lambda: _sortable(function(names)), says_nothing
+        )
+    except (jax.errors.JAXTypeError, FlaxtrainError):
+        raise
+    except Exception:
+        values = _about_each(function, names, check)
+        if values is None:
+            raise
+        return jax.tree.unflatten(jax.tree.structure(names), values)
+    if not _is_one(found):
+        return found
+    values = _about_each(function, names, check)
+    if values is None or _all_the_same(values + _about_no_parameter(function)):
+        return found
+    return jax.tree.unflatten(jax.tree.structure(names), values)
+
+
+def _about_each(
+    function: Callable[[Any], Any], names: PyTree, check: Callable[[PyTree], PyTree]
+) -> list[Any] | None:
+    """Returns one choice per name, or None where that is not what the function is about."""
+    try:
+        values = [function(name) for name in jax.tree.leaves(names)]
+        check(values)
+    except Exception:
+        return None
+    return values if all(map(_is_one, values)) else None
+
+
+def _about_no_parameter(function: Callable[[Any], Any]) -> list[Any]:
+    """Returns the answer about the empty name, to compare with.
+
+    A function of names may say the same of all parameters, if these are all biases. One of
+    trees (`isinstance(p, dict)`) says that of any text.
+    """
+    try:
+        return [function(ParamName(()))]
+    except Exception:
+        return []
+
+
+def _is_one(found: Any) -> bool:
+    return found is None or jax.tree_util.treedef_is_leaf(jax.tree.structure(found))
 
 
 def asked(
     about_values: Callable[[], T],
     about_names: Callable[[], T],
-    may_say_more: Callable[[T], bool],
+    says_nothing: Callable[[T], bool],
 ) -> T:
     """Returns the first answer, or the second where the first fails or says nothing.
 
     Args:
         about_values: asks a user's function about arrays, or facts.
         about_names: asks it about names.
-        may_say_more: whether names are worth asking about, given the first answer.
+        says_nothing: whether an answer is the same for all, or none at all.
 
     Raises:
         Exception: what `about_values` raised, with a note, if `about_names` raises as well.
@@ -100,38 +164,34 @@ def asked(
                 f"{type(other).__name__}: {other}"
             )
         raise
-    if not may_say_more(found):
+    if not says_nothing(found):
         return found
     try:
         named = about_names()
     except Exception:
         return found
-    return found if is_constant(named) else named
+    return found if says_nothing(named) else named
 
 
 def is_constant(tree: Any) -> bool:
     """Whether all leaves are the same: it may be that nothing was looked at."""
-    leaves = jax.tree.leaves(tree)
-    return all(same_value(leaf, leaves[0]) for leaf in leaves)
+    return _all_the_same(jax.tree.leaves(tree))
 
 
-def _has_text(function: Any) -> bool:
-    """Whether there is text in the code of a function; where there is no code, it may be."""
-    code = getattr(function, "__code__", None)
-    return code is None or any(
-        isinstance(value, str) and value != function.__doc__
-        for value in _constants(code.co_consts)
-    )
+def _all_the_same(values: list[Any]) -> bool:
+    return all(same_value(value, values[0]) for value in values)
 
 
-def _constants(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, CodeType):
-            yield from _constants(value.co_consts)
-        elif isinstance(value, (tuple, frozenset)):
-            yield from _constants(value)
-        else:
-            yield value
+def _sortable(choice: Any) -> Any:
+    """Returns a choice with text as keys where jax can't sort them: `{0: ..., "*": ...}`."""
+    if type(choice) is not dict:
+        return choice
+    below = {key: _sortable(child) for key, child in choice.items()}
+    try:
+        sorted(below)
+    except TypeError:
+        return {str(key): child for key, child in below.items()}
+    return below
 
 
 def fitted(choice: Any, tree: PyTree, what: str, default: Any = None) -> PyTree:
@@ -149,15 +209,19 @@ def fitted(choice: Any, tree: PyTree, what: str, default: Any = None) -> PyTree:
         return choice
     if not jax.tree.leaves(tree):  # nothing to choose for: an empty tree, or a stand-in
         return tree
-    entries = _without_params(list(_entries(choice)))
     skipped = levels_above(tree)
     paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_hole)
     names = [ParamName(tuple(map(key_of, keys[skipped:]))) for keys, _ in paths]
-    values = [_first(entries, name, default) for name in names]
+    entries = [(without_params(path, names), value) for path, value in _entries(choice)]
+    found = [(_found(path, names), value) for path, value in entries]
+    values = [
+        next((value for covered, value in found if covered[i]), default)
+        for i in range(len(names))
+    ]
     there = [not _is_hole(node) for _, node in paths]
     if all(there):  # what a hole holds is not known, so no entry is wrong about it
-        for path, _ in entries:
-            if not any(_covers(path, name) for name in names):
+        for (path, _), (covered, _) in zip(entries, found):
+            if not any(covered):
                 raise no_match(what, "/".join(path), names)
     missing = [str(n) for n, v, is_there in zip(names, values, there) if is_there and v is None]
     if missing:
@@ -199,18 +263,10 @@ def _entries(choice: Any, above: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield (*above, *map(key_of, keys)), value
 
 
-def _without_params(entries: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
-    if all(path[:1] == ("params",) for path, _ in entries):
-        return [(path[1:], value) for path, value in entries]
-    return entries
-
-
-def _covers(path: Path, name: ParamName) -> bool:
-    return name.path[: len(path)] == path or matches("/".join(path), name)
-
-
-def _first(entries: list[tuple[Path, Any]], name: ParamName, default: Any) -> Any:
-    return next((value for path, value in entries if _covers(path, name)), default)
+def _found(path: Path, names: list[ParamName]) -> list[bool]:
+    """Says of each name whether an entry is about it; as a pattern only if it is no path."""
+    literally = [name.path[: len(path)] == path for name in names]
+    return literally if any(literally) else found_by("/".join(path), names)
 
 
 def uncovered(mask: PyTree, tree: PyTree) -> list[str]:

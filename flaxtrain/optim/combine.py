@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,7 +27,9 @@ __all__ = ["Mask", "MaskedNode", "MaskedState", "chain", "masked", "named_chain"
 Mask: TypeAlias = PyTree | Callable[[Params], PyTree]
 """A tree of bools like the parameters or a prefix of it, with or without the level `params`; or
 a mapping from patterns such as `"*/bias"` to bools, in which the first match decides; or a
-function from the parameters, or their names, to one of these (see `mask_by_path`)."""
+function from the parameters, or their names, to one of these, or from one name to a bool (see
+`mask_by_path`). It may be called several times: with arrays, and where it fails or says the
+same of all of them, with names."""
 
 
 class MaskedState(NamedTuple):
@@ -165,7 +168,10 @@ def masked(
 
     Warns:
         UserWarning: (from `init`, once) `inner` has a learning rate, so that what passes
-            through is neither frozen nor scaled.
+            through is neither frozen nor scaled. Of transformations that are not ours, such as
+            `optax.sgd(0.1)`, that is not known. Nor does `masked` know what follows it in a
+            chain: where another part takes care of the rest, silence the warning by
+            `warnings.filterwarnings("ignore", message="masked")`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -185,15 +191,27 @@ def masked(
         raw = [] if warned else uncovered(mask_of(params), params)
         if raw:
             warned.extend(raw)
-            warnings.warn(
+            warn_caller(
                 f"masked({part.name}, ...) passes on the raw gradient of {len(raw)} "
                 f"parameters: {some(raw)}. To hold them still use selective_transform or "
-                "freeze; to give them another optimizer use partition.",
-                stacklevel=2,
+                "freeze; to give them another optimizer use partition."
             )
         return tx.init(params)
 
     return GradientTransformation(init, tx.update)
+
+
+def warn_caller(message: str) -> None:
+    """Warns, and names the line of the user's code that led here, not ours or jax's."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    # The last two stand between callers and callees where types are checked at run time.
+    return module.partition(".")[0] in ("flaxtrain", "jax", "jaxtyping", "typeguard")
 
 
 def applied_where(

@@ -20,7 +20,14 @@ import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, unknown_name
 from flaxtrain.optim.dtypes import check_dtype, with_dtypes_of
-from flaxtrain.optim.injectable import is_number, may_be_scheduled
+from flaxtrain.optim.injectable import (
+    has_dtype,
+    is_number,
+    is_static_integer,
+    kept_float,
+    may_be_scheduled,
+    stored,
+)
 from flaxtrain.optim.per_leaf import safe_increment
 from flaxtrain.optim.stateful_schedule import StatefulSchedule, WrappedSchedule
 from flaxtrain.optim.transform import (
@@ -31,7 +38,6 @@ from flaxtrain.optim.transform import (
 )
 from flaxtrain.typing import (
     Array,
-    ArrayLike,
     DTypeLike,
     OptState,
     Params,
@@ -83,9 +89,10 @@ def inject_hyperparams(
     Each of its numbers may be a number, a schedule of the number of updates already applied, or
     a `StatefulSchedule`. A callable is a schedule if the parameter takes numbers, by its
     annotation or default; masks, labels and other functions are handed through, as are bools,
-    strings and everything else. Numbers are stored in float32 (float64 for parameters of that
-    dtype), also for parameters of less precision; updates and slots then have the dtypes that
-    constants would give.
+    strings and everything else, and Python ints of parameters annotated `int` alone (a size,
+    an axis, a seed). Numbers are stored in float32 (float64 for parameters of that dtype), also
+    for parameters of less precision; updates and slots then have the dtypes that constants
+    would give. An int assigned to what was a float is stored as a float.
 
     Args:
         inner_factory: makes a transformation; called in `init` and in every `update`.
@@ -97,7 +104,8 @@ def inject_hyperparams(
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
-        UnknownNameError: `static_args` names no parameter of the factory.
+        UnknownNameError: `static_args` names no parameter of the factory; (from `update`)
+            `state.hyperparams` has a name that is none of the hyperparameters.
 
     Example:
         >>> from flaxtrain.optim import sgd
@@ -187,7 +195,7 @@ def _sorted_call(
     table |= bound.arguments.get(keywords, {}) if keywords else {}
     numbers, schedules = {}, {}
     for name, value in table.items():
-        if name in static:
+        if name in static or is_static_integer(factory, name, value):
             continue
         if is_number(value):
             numbers[name] = value
@@ -202,37 +210,40 @@ def _stateful(schedule: Any) -> StatefulSchedule:
 
 def _injected(call: _Call, dtype: DTypeLike | None) -> GradientTransformation:
     # Arrays with a dtype of their own keep it, and widen what they meet as they would outside.
-    strong = {n for n, value in call.numbers.items() if _has_dtype(value)}
+    strong = {n for n, value in call.numbers.items() if has_dtype(value)}
 
     def init(params: Params, /) -> InjectStatefulHyperparamsState:
         floats = _float_dtype(params) if dtype is None else dtype
         states = {name: schedule.init() for name, schedule in call.schedules.items()}
         values = call.numbers | {n: s(states[n]) for n, s in call.schedules.items()}
         # Copies: the state may be donated, and what was passed in is needed again.
-        hyperparams = {name: jnp.array(_stored(v, floats)) for name, v in values.items()}
+        hyperparams = {name: jnp.array(stored(v, floats)) for name, v in values.items()}
         return InjectStatefulHyperparamsState(
             count=jnp.zeros([], jnp.int32),
             hyperparams=hyperparams,
             hyperparams_states=states,
-            inner_state=call.build(hyperparams).init(params),
+            inner_state=_unshared(hyperparams, call.build(hyperparams).init(params)),
         )
 
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, InjectStatefulHyperparamsState]:
-        floats = dtype or _float_dtype(updates if params is None else params)
-        states, values = state.hyperparams_states, dict(state.hyperparams)
+        floats = _float_dtype(updates if params is None else params) if dtype is None else dtype
+        states, values = state.hyperparams_states, _known(state.hyperparams, call)
         for name, schedule in call.schedules.items():
-            old, new = values[name], schedule(states[name], **extra_args)
-            values[name] = jnp.asarray(new).astype(jnp.asarray(old).dtype)
-        hyperparams = {name: _stored(value, floats) for name, value in values.items()}
+            new = jnp.asarray(schedule(states[name], **extra_args))
+            old = kept_float(values.get(name, new), new, floats)
+            values[name] = new.astype(jnp.result_type(old))
+        for name, given in call.numbers.items():
+            values[name] = kept_float(values.get(name, given), given, floats)
+        hyperparams = {name: stored(value, floats) for name, value in values.items()}
 
         def run(hyperparams: dict[str, Any], updates: Any, inner: Any, params: Any) -> Any:
             return call.build(hyperparams).update(updates, inner, params, **extra_args)
 
         operands = (updates, state.inner_state, params)
         new = run(hyperparams, *operands)
-        if dtype is None and _is_narrow(updates, floats):
+        if _is_narrow(updates, floats):
             shapes = {n: _like_python(v, n not in strong) for n, v in hyperparams.items()}
             new = with_dtypes_of(new, jax.eval_shape(run, shapes, *operands))
         return new[0], InjectStatefulHyperparamsState(
@@ -247,18 +258,29 @@ def _injected(call: _Call, dtype: DTypeLike | None) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
-def _has_dtype(value: Any) -> bool:
-    return isinstance(value, jax.Array) and not value.weak_type
+def _known(hyperparams: Any, call: _Call) -> dict[str, Any]:
+    """Returns a copy of the hyperparameters, after checking their names."""
+    names = call.numbers.keys() | call.schedules.keys()
+    for name in hyperparams:
+        if name not in names:
+            place = "inject_hyperparams: update(updates, state), state.hyperparams"
+            raise unknown_name("hyperparameter", name, names, where=place)
+    return dict(hyperparams)
 
 
-def _stored(value: ArrayLike, floats: DTypeLike) -> Array:
-    """Returns the value as an array; a number that is no array yet, in the given dtype."""
-    array = jnp.asarray(value)
-    if _has_dtype(value):
-        return array
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        return jnp.asarray(value, floats)
-    return array.astype(array.dtype)  # without the weak type
+def _unshared(hyperparams: dict[str, Array], state: OptState) -> OptState:
+    """Returns the state with copies where an array may be one of the hyperparameters.
+
+    `full_like` of a scalar returns the very array that it is given. A state with one buffer
+    twice can't be donated.
+    """
+    shapes = {value.shape for value in hyperparams.values()}
+    return jax.tree.map(
+        lambda leaf: (
+            jnp.copy(leaf) if isinstance(leaf, jax.Array) and leaf.shape in shapes else leaf
+        ),
+        state,
+    )
 
 
 def _like_python(value: Array, weak: bool) -> jax.ShapeDtypeStruct:
@@ -273,11 +295,10 @@ def _float_dtype(tree: PyTree) -> Any:
 
 
 def _is_narrow(tree: PyTree, floats: DTypeLike) -> bool:
-    size = jnp.dtype(floats).itemsize
-    return any(
-        jnp.issubdtype(d, jnp.inexact) and jnp.finfo(d).dtype.itemsize < size
-        for d in _dtypes(tree)
-    )
+    """Whether a leaf would be widened by what it is multiplied with."""
+    wide = jnp.dtype(floats)
+    reals = [jnp.finfo(d).dtype for d in _dtypes(tree) if jnp.issubdtype(d, jnp.inexact)]
+    return any(real != wide and real.itemsize <= wide.itemsize for real in reals)
 
 
 def _dtypes(tree: PyTree) -> list[np.dtype[Any]]:

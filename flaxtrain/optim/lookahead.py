@@ -43,13 +43,17 @@ class LookaheadParams(NamedTuple):
 
     @classmethod
     def init_synced(cls, params: Params) -> LookaheadParams:
-        """Returns a pair in which both are `params`.
+        """Returns a pair in which both are `params`; the slow ones are copies of the arrays.
 
         Example:
             >>> LookaheadParams.init_synced(1.0)
             LookaheadParams(fast=1.0, slow=1.0)
         """
-        return cls(fast=params, slow=params)
+        # With buffers of their own, since a pair with one buffer twice can't be donated.
+        slow = jax.tree.map(
+            lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, params
+        )
+        return cls(fast=params, slow=slow)
 
 
 class LookaheadState(NamedTuple):

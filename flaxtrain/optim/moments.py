@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.checks import check_number
-from flaxtrain.optim.dtypes import check_dtype  # noqa: F401
 from flaxtrain.typing import Array, ArrayLike, DTypeLike
 
 __all__ = [

@@ -32,8 +32,8 @@ _SEPARATOR = re.compile(r"(?<!\\)/")
 class ParamName(str):
     """The name of one parameter: a string that also knows its path and its owner's class.
 
-    `in` ignores case, and looks into the name of the owner's class as well. Everything else is
-    as for any string.
+    `in` ignores case, and looks into the name of the owner's class as well, in what `lower()`,
+    `upper()` and `casefold()` return too. Everything else is as for any string.
 
     Attributes:
         path: the keys from the root to the parameter, without the level `params`.
@@ -66,6 +66,24 @@ class ParamName(str):
 
     def __contains__(self, key: str, /) -> bool:
         return key.casefold() in str.casefold(self) or key.casefold() in self._owners
+
+    def lower(self) -> ParamName:
+        """Returns the name in lower case, which still knows its owner."""
+        return self._changed(str.lower)
+
+    def upper(self) -> ParamName:
+        """Returns the name in upper case, which still knows its owner."""
+        return self._changed(str.upper)
+
+    def casefold(self) -> ParamName:
+        """Returns the name without case, which still knows its owner."""
+        return self._changed(str.casefold)
+
+    def _changed(self, change: Callable[[str], str]) -> ParamName:
+        changed = ParamName(tuple(map(change, self.path)))
+        changed.owner = None if self.owner is None else change(self.owner)
+        changed._owners = self._owners
+        return changed
 
 
 def _keys(name: str) -> Path:
@@ -121,9 +139,42 @@ def matches(pattern: Pattern, name: ParamName) -> bool:
     """
     if isinstance(pattern, re.Pattern):
         return pattern.search(name) is not None
-    if name == pattern or name.startswith(pattern + "/"):
+    if _is_path_to(pattern, name):
         return True
     return any(fnmatch.fnmatchcase(name, text) for text in (pattern, pattern + "/*"))
+
+
+def _is_path_to(text: str, name: ParamName) -> bool:
+    return name == text or name.startswith(text + "/")
+
+
+def found_by(pattern: Pattern, names: list[ParamName]) -> list[bool]:
+    """Says of each name whether a pattern means it.
+
+    Text that is the path of something there means just that, even if there is a `*` in it. A
+    level `params` is left out of text, as it is left out of names.
+
+    Example:
+        >>> found_by("a*b", [ParamName("a*b/bias"), ParamName("axb")])
+        [True, False]
+        >>> found_by("params/*/bias", [ParamName("head/bias"), ParamName("head/kernel")])
+        [True, False]
+    """
+    if isinstance(pattern, str):
+        (pattern,) = without_params((pattern,), names) or ("*",)
+        literally = [_is_path_to(pattern, name) for name in names]
+        if any(literally):
+            return literally
+    return [matches(pattern, name) for name in names]
+
+
+def without_params(path: Path, names: Iterable[ParamName]) -> Path:
+    """Leaves the level `params` out of the keys of a choice, unless names have that level."""
+    if not path or any(name.path[:1] == ("params",) for name in names):
+        return path
+    first, *below = path
+    kept = () if first == "params" else (first.removeprefix("params/"),)
+    return (*kept, *below)
 
 
 def no_match(
@@ -166,12 +217,14 @@ class PathMask:
         if callable(self.predicate):
             return jax.tree.map(self._asked, names)
         flat = jax.tree.leaves(names)
+        chosen = [False] * len(flat)
         for pattern in self.predicate:
-            found = any(matches(pattern, name) for name in flat)
-            if flat and not found and not has_holes(params):
+            found = found_by(pattern, flat)
+            chosen = [before or now for before, now in zip(chosen, found)]
+            if flat and not any(found) and not has_holes(params):
                 text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
                 raise no_match("mask", text, flat, repr(self))
-        return jax.tree.map(lambda name: any(matches(p, name) for p in self.predicate), names)
+        return jax.tree.unflatten(jax.tree.structure(names), chosen)
 
     def _asked(self, name: ParamName) -> bool:
         answer = self.predicate(name)
@@ -201,8 +254,9 @@ def mask_by_path(
     Args:
         predicate: a function from a `ParamName` to a bool; or one or several patterns, of which
             one has to match. A pattern is a path or the beginning of one
-            (`"encoder/Dense_0"`), a glob in which `*` also matches `/` (`"*/kernel"`), or a
-            compiled regular expression, which is searched for.
+            (`"encoder/Dense_0"`), a glob in which `*` also matches `/` (`"*/kernel"`), either
+            with or without the level `params`; or a compiled regular expression, which is
+            searched for in the name without that level.
 
     Returns:
         A function from parameters to a tree of bools like them.

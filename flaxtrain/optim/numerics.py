@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.checks import answering, check_integer, is_concrete
-from flaxtrain.errors import ArgumentError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim.per_leaf import safe_increment
 from flaxtrain.typing import Array, ArrayLike, Key, PyTree
 
@@ -39,29 +39,61 @@ def scale_gradient(inputs: PyTree, scale: ArrayLike) -> PyTree:
 
     Args:
         inputs: any pytree of arrays.
-        scale: a finite number, or an array that broadcasts against every leaf. 0 stops the
-            gradient. `scale` itself has no gradient.
+        scale: a finite number, or an array that broadcasts to the shape of every leaf. 0 stops
+            the gradient. `scale` itself has no gradient.
 
     Raises:
-        ArgumentError: `scale` is not finite.
+        ArgumentError: `scale` is not finite, or does not broadcast to the shape of a leaf.
+        ArgumentTypeError: `scale` is not a number or an array of numbers.
 
     Example:
         >>> print(jax.grad(lambda x: scale_gradient(x, -0.5) ** 2)(3.0))
         -3.0
     """
-    if is_concrete(scale):
-        known = np.asarray(scale)
-        if not np.all(np.isfinite(known)):
-            raise ArgumentError(
-                f"scale={scale} is not finite",
-                where="scale_gradient",
-                fix="pass a finite number",
-            )
+    known = _known_factor(scale) if is_concrete(scale) else None
+    _check_shapes(inputs, jnp.shape(scale))
+    if known is not None:
         if np.all(known == 1):
             return inputs
         if np.all(known == 0):
             return jax.lax.stop_gradient(inputs)
     return jax.tree.map(lambda leaf: _through(leaf, scale), inputs)
+
+
+def _known_factor(scale: ArrayLike) -> np.ndarray:
+    known = np.asarray(scale)
+    if not (jnp.issubdtype(known.dtype, np.number) or known.dtype == bool):
+        raise ArgumentTypeError(
+            f"scale={scale!r} is no number",
+            where="scale_gradient",
+            fix="pass a number, or an array of numbers",
+        )
+    if not np.all(np.isfinite(known)):
+        raise ArgumentError(
+            f"scale={scale} is not finite", where="scale_gradient", fix="pass a finite number"
+        )
+    return known
+
+
+def _check_shapes(inputs: PyTree, shape: tuple[int, ...]) -> None:
+    """Refuses a factor that enlarges a gradient, which has the shape of its leaf."""
+    if not shape:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue  # it has no gradient
+        try:
+            fits = np.broadcast_shapes(shape, jnp.shape(leaf)) == jnp.shape(leaf)
+        except ValueError:
+            fits = False
+        if not fits:
+            at = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ArgumentError(
+                f"scale of shape {shape} does not broadcast to {at or 'inputs'!r} of shape "
+                f"{jnp.shape(leaf)}",
+                where="scale_gradient",
+                fix="pass a number, or call it for each leaf with a scale of its own",
+            )
 
 
 @jax.custom_vjp

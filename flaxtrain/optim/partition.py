@@ -8,7 +8,6 @@ each in place of its own part of the tree.
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,7 +31,9 @@ __all__ = ["Labels", "MultiTransformState", "PartitionState", "multi_transform",
 Labels: TypeAlias = PyTree | Callable[[Params], PyTree]
 """A tree of labels like the parameters or a prefix of it, with or without the level `params`;
 or a mapping from patterns such as `"*/bias"` to labels, in which the first match decides; or a
-function from the parameters, or their names, to one of these."""
+function from the parameters, or their names, to one of these, or from one name to its label.
+It may be called several times: with arrays, and where it fails or says the same of all of them,
+with names."""
 
 Parts: TypeAlias = dict[Hashable, GradientTransformation]
 
@@ -60,10 +61,12 @@ def partition(
     Labels may also be learning-rate factors: real numbers (that name no transformation) under
     top-level keys that do name one. Then `{"embedding": 0.1, "decoder": 1.0}` means that each
     of the two is in the group of its key, and that the updates of `embedding` are multiplied
-    by 0.1.
+    by 0.1. Parameters that have labels beside them, or `default`, are not scaled.
 
     Args:
-        transforms: label to transformation. Labels are any hashable values that can be sorted.
+        transforms: label to transformation. Labels are strings, numbers, enums or other
+            hashable values that sort among one another and are leaves of a tree; tuples are
+            trees.
         param_labels: the label of every parameter; see `Labels`.
         mask_compatible_extra_args: restrict also those extra arguments that are trees like the
             updates.
@@ -77,10 +80,8 @@ def partition(
     Raises:
         ArgumentTypeError: `transforms` is no mapping of transformations.
         ParameterError: `default`, or (from `init`, `update`) a label, names no transformation;
-            or a parameter has no label, or a label belongs to no parameter.
-
-    Warns:
-        UserWarning: (from `init`, once) a transformation has no parameters.
+            or a parameter has no label, or a label belongs to no parameter, or (from `init`)
+            a transformation other than the default has no parameters.
 
     Example:
         >>> from flaxtrain.optim import sgd
@@ -95,18 +96,16 @@ def partition(
         raise _unknown_label(default, parts, "partition(default=...)")
     labels_of = chooser(param_labels, what="tree of labels", default=default)
     tx = by_label(parts, labels_of, mask_compatible_extra_args)
-    warned: list[Hashable] = []
 
     def init(params: Params, /) -> PartitionState:
         groups, _ = _groups_and_factors(labels_of(params), parts)
-        used = set(jax.tree.leaves(groups))
-        unused = [label for label in parts if label not in used]
-        if unused and not warned and not has_holes(params):
-            warned.extend(unused)
-            warnings.warn(
-                f"no parameter has the label {', '.join(map(repr, unused))}: that part of "
-                "partition(...) does nothing",
-                stacklevel=2,
+        unused = set(parts) - set(jax.tree.leaves(groups)) - {default}
+        # In a tree with holes they may be the labels of parameters that are elsewhere.
+        if unused and not has_holes(params):
+            raise ParameterError(
+                f"no parameter has the label {', '.join(sorted(map(repr, unused)))}",
+                where="partition: init(params)",
+                fix="correct the labels, or leave that transformation out",
             )
         return tx.init(params)
 
@@ -120,7 +119,7 @@ multi_transform = partition
 def by_label(
     parts: Parts, labels_of: Callable[[Params], PyTree], mask_extra_args: bool = False
 ) -> GradientTransformation:
-    """Returns `partition` for labels that are a function already; it never warns."""
+    """Returns `partition` for labels that are a function already; unused groups pass."""
 
     def group(part: GradientTransformation, label: Hashable, groups: PyTree) -> Any:
         mask = jax.tree.map(lambda other: other == label, groups)
@@ -166,18 +165,23 @@ def _checked_parts(transforms: Any) -> Parts:
 def _groups_and_factors(labels: PyTree, parts: Parts) -> tuple[PyTree, PyTree | None]:
     """Returns the labels, checked; and factors, where the labels are factors for groups."""
     choices = named_choices(labels)
-    strange = [(name, label) for name, label in choices if not _is_known(label, parts)]
-    if not strange:
+    if all(_is_known(label, parts) for _, label in choices):
         return labels, None
-    keys = [name.path[0] if name.path else None for name, _ in choices]
-    if not all(map(_is_number, (label for _, label in choices))) or set(keys) - set(parts):
-        name, label = strange[0]
-        raise _unknown_label(label, parts, f"label of {str(name)!r}")
-    for name, factor in choices:
-        check_number("factor", factor, minimum=0.0, where=f"partition: label of {str(name)!r}")
+    groups, factors = [], []
+    for name, label in choices:
+        key = name.path[0] if name.path else None
+        if _is_number(label) and key in parts:
+            where = f"partition: label of {str(name)!r}"
+            check_number("factor", label, minimum=0.0, where=where)
+            groups.append(key)
+            factors.append(float(label))
+        elif _is_known(label, parts):
+            groups.append(label)
+            factors.append(1.0)
+        else:
+            raise _unknown_label(label, parts, f"label of {str(name)!r}")
     structure = jax.tree.structure(labels)
-    factors = [float(factor) for _, factor in choices]
-    return jax.tree.unflatten(structure, keys), jax.tree.unflatten(structure, factors)
+    return jax.tree.unflatten(structure, groups), jax.tree.unflatten(structure, factors)
 
 
 def _is_known(label: Any, parts: Parts) -> bool:

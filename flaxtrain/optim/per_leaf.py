@@ -51,7 +51,7 @@ def init_slots(rule: Rule, params: Params, *, state_dtype: DTypeLike | None = No
         state_dtype: dtype of every inexact slot; default: what the rule chooses.
 
     Example:
-        >>> from flaxtrain.optim import Trace
+        >>> from flaxtrain.optim.sgd import Trace
         >>> init_slots(Trace(0.9), {"w": jnp.ones(2)})
         TraceSlots(trace={'w': Array([0., 0.], dtype=float32)})
     """
@@ -93,7 +93,7 @@ def update_slots(
         ParameterError: the rule needs `params` and there are none, or the trees differ.
 
     Example:
-        >>> from flaxtrain.optim import Trace
+        >>> from flaxtrain.optim.sgd import Trace
         >>> rule, params = Trace(0.5), {"w": jnp.ones(2)}
         >>> slots = init_slots(rule, params)
         >>> for t in (1, 2):
@@ -141,7 +141,7 @@ def per_leaf(
         ArgumentError: the fields of `state` don't fit the slots of the rule.
 
     Example:
-        >>> from flaxtrain.optim import Trace, TraceState
+        >>> from flaxtrain.optim.sgd import Trace, TraceState
         >>> tx = per_leaf(Trace(0.9), state=TraceState)
         >>> updates, state = tx.update(jnp.float32(1.0), tx.init(jnp.float32(0.0)))
         >>> print(state.trace)

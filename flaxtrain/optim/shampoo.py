@@ -26,19 +26,20 @@ from jax import lax
 from flaxtrain.checks import check_choice, check_flag, check_integer, check_number, is_concrete
 from flaxtrain.optim.blocks import Blocks, block_gram, block_product, blocks_of, by_block_size
 from flaxtrain.optim.combine import Mask, chain
+from flaxtrain.optim.dtypes import check_dtype
 from flaxtrain.optim.matrix_root import inverse_pth_root
 from flaxtrain.optim.moments import (
     Decay,
     DecayRate,
     bias_correction,
-    check_dtype,
+    check_decays,
     complement,
     debiased,
     moving_average,
     squared_magnitude,
     value,
 )
-from flaxtrain.optim.per_leaf import per_leaf, safe_increment
+from flaxtrain.optim.per_leaf import in_float32, per_leaf, safe_increment
 from flaxtrain.optim.rule import Rule, rule
 from flaxtrain.optim.scale import check_learning_rate, scale_by_learning_rate
 from flaxtrain.optim.transform import GradientTransformation, answering, named
@@ -219,7 +220,7 @@ def shampoo_rule(
         'sgd'
     """
     where = "shampoo"
-    check_number("b1", value(b1), minimum=0.0, maximum=1.0, exclude=(1.0,), where=where)
+    check_decays(b1=b1, where=where)
     check_number("b2", value(b2), minimum=0.0, maximum=1.0, where=where)
     check_number("eps", eps, minimum=0.0, where=where)
     check_number("ridge", ridge, minimum=0.0, exclude=(0.0,), where=where)
@@ -339,12 +340,11 @@ def shampoo(
          [0.03       0.88      ]]
     """
     check_learning_rate(learning_rate, where="shampoo")
-    return chain(
-        scale_by_shampoo(
-            *(block_size, b1, b2, eps, ridge, graft, nesterov),
-            *(precondition_every, precondition_from, merge_axes),
-            state_dtype=state_dtype,
-        ),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+    direction = scale_by_shampoo(
+        *(block_size, b1, b2, eps, ridge, graft, nesterov),
+        *(precondition_every, precondition_from, merge_axes),
+        state_dtype=state_dtype,
     )
+    decay = add_decayed_weights(weight_decay, mask)
+    tx = chain(direction, decay, scale_by_learning_rate(learning_rate))
+    return in_float32(tx, state_dtype)

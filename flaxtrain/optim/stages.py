@@ -51,7 +51,7 @@ def init_stages(stages: Sequence[Stage], params: Params) -> dict[str, Any]:
     under its own name.
 
     Example:
-        >>> from flaxtrain.optim import Trace
+        >>> from flaxtrain.optim.sgd import Trace
         >>> init_stages((Trace(0.9), DECAY, RATE), {"w": jnp.ones(2)})
         {'trace': {'w': Array([0., 0.], dtype=float32)}}
     """
@@ -92,7 +92,7 @@ def update_stages(
         What to add to the parameters, and the new slots.
 
     Example:
-        >>> from flaxtrain.optim import Trace
+        >>> from flaxtrain.optim.sgd import Trace
         >>> stages, params = (Trace(0.5), RATE), {"w": jnp.ones(2)}
         >>> updates, slots = update_stages(
         ...     stages, jnp.int32(1), params, init_stages(stages, params), params,

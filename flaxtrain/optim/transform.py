@@ -86,8 +86,9 @@ class TransformationLike(Protocol):
 class GradientTransformation:
     """A gradient transformation: two pure functions, and what they were made from.
 
-    Unpacks as `init, update = tx`, and is indexed like that pair. `update` accepts and ignores
-    extra keyword arguments that it does not need. Two transformations are equal when they were
+    Unpacks as `init, update = tx`, and is indexed like that pair. Every `update` of this
+    package ignores extra keyword arguments that it does not need; one of yours may do without
+    them, see `with_extra_args`. Two transformations are equal when they were
     made by the same named factory from equal arguments; one without a name is equal to itself
     only.
 
@@ -264,22 +265,31 @@ def require_params(params: Params | None, who: object) -> None:
 def with_extra_args(tx: TransformationLike) -> GradientTransformation:
     """Returns `tx` with an `update` that accepts any extra keyword argument.
 
-    Ours are returned as they are. Of a foreign object, arguments that its `update` does not
-    name are dropped; one with `**kwargs` gets them all.
+    Of a transformation of our class whose `update` has `**kwargs` that is the object itself.
+    Otherwise arguments that `update` does not name are dropped, so a pair of functions without
+    extra arguments can stand in a chain with one that needs them.
 
     Raises:
         ArgumentTypeError: `tx` has no `init` and `update`.
+
+    Example:
+        >>> plain = GradientTransformation(lambda params: (), lambda u, s, p=None: (2 * u, s))
+        >>> with_extra_args(plain).update(3.0, (), value=1.0)
+        (6.0, ())
     """
-    if isinstance(tx, GradientTransformation):
-        return tx
     if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
         raise ArgumentTypeError(
             f"{tx!r} is not a gradient transformation",
             fix="pass an object with init(params) and update(updates, state, params)",
         )
     parameters = inspect.signature(tx.update).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return GradientTransformation(tx.init, tx.update)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if isinstance(tx, GradientTransformation):
+        if takes_all:
+            return tx
+        name, arguments = tx.name, tx.arguments
+    else:
+        name, arguments = None, {}
 
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
@@ -288,4 +298,4 @@ def with_extra_args(tx: TransformationLike) -> GradientTransformation:
             updates, state, params, **{k: v for k, v in extra_args.items() if k in parameters}
         )
 
-    return GradientTransformation(tx.init, update)
+    return GradientTransformation(tx.init, tx.update if takes_all else update, name, arguments)

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.checks import check_integer, check_number, is_concrete
-from flaxtrain.errors import ArgumentError
-from flaxtrain.typing import Array, Updates
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.typing import Array, ArrayLike, Updates
 
 __all__ = ["DynamicScale", "FixedScale", "LossScale", "NoScale"]
 
@@ -29,7 +29,7 @@ __all__ = ["DynamicScale", "FixedScale", "LossScale", "NoScale"]
 class LossScale(Protocol):
     """What the training step asks of a loss scale; a pytree, kept in the state."""
 
-    def scale(self, loss: Array) -> Array:
+    def scale(self, loss: ArrayLike) -> Array:
         """Multiplies the loss before it is differentiated."""
         ...
 
@@ -54,9 +54,9 @@ class NoScale:
         (2.0, NoScale())
     """
 
-    def scale(self, loss: Array) -> Array:
+    def scale(self, loss: ArrayLike) -> Array:
         """Returns `loss`."""
-        return loss
+        return jnp.asarray(loss)
 
     def unscale(self, grads: Updates) -> Updates:
         """Returns `grads`."""
@@ -92,9 +92,9 @@ class FixedScale:
         if is_concrete(self.value):
             object.__setattr__(self, "value", float(self.value))
 
-    def scale(self, loss: Array) -> Array:
+    def scale(self, loss: ArrayLike) -> Array:
         """Returns `loss * value`, in the dtype of the loss."""
-        return loss * self.value
+        return jnp.asarray(loss) * self.value
 
     def unscale(self, grads: Updates) -> Updates:
         """Returns `grads / value`, each in its own dtype."""
@@ -128,7 +128,7 @@ class DynamicScale:
 
     Raises:
         ArgumentError: a number is out of range, or `min <= init <= max` does not hold.
-        ArgumentTypeError: an argument is not a number.
+        ArgumentTypeError: an argument is not a number, or not known while tracing.
 
     Example:
         >>> scale = DynamicScale(init=1024.0, growth_interval=2)
@@ -160,6 +160,12 @@ class DynamicScale:
     def _check(self) -> None:
         where = "DynamicScale"
         for name in ("init", "min", "max"):
+            if not is_concrete(getattr(self, name)):
+                raise ArgumentTypeError(
+                    f"{name} is not known while tracing",
+                    where=where,
+                    fix="make the scale outside the traced function, and pass it in",
+                )
             check_number(name, getattr(self, name), minimum=0.0, exclude=(0.0,), where=where)
             object.__setattr__(self, name, float(getattr(self, name)))
         check_number("factor", self.factor, minimum=1.0, exclude=(1.0,), where=where)
@@ -175,8 +181,9 @@ class DynamicScale:
                 f"max={self.max:g} is no float32", where=where, fix="pass a lower max"
             )
 
-    def scale(self, loss: Array) -> Array:
+    def scale(self, loss: ArrayLike) -> Array:
         """Returns `loss * value`, in the dtype of the loss."""
+        loss = jnp.asarray(loss)
         return loss * self.value.astype(loss.dtype)
 
     def unscale(self, grads: Updates) -> Updates:
@@ -204,6 +211,9 @@ def _divided(grads: Updates, by: Any) -> Updates:
     """Divides in float32 at least: the reciprocal of a large scale may not exist in float16."""
 
     def divided(grad: Any) -> Any:
+        if getattr(grad, "dtype", None) == jax.dtypes.float0:
+            return grad  # that of an integer, which is no jax array
+        grad = jnp.asarray(grad)
         if not jnp.issubdtype(grad.dtype, jnp.inexact):
             return grad
         wide = jnp.promote_types(grad.dtype, jnp.float32)

@@ -70,8 +70,9 @@ def applied_learning_rates(opt_state: Any, tx: Any = None) -> dict[str, Array | 
 def get_lr(state: Any, tx: Any = None) -> Array | dict[str, Array | None] | None:
     """Returns the learning rate that the last update applied.
 
-    Works for constants and schedules, chains, `inject_hyperparams` at any depth, accumulation,
-    masks and groups; where a chain has no learning rate but factors, it is their product.
+    Works for constants and schedules, chains, accumulation, masks and groups, and for
+    `inject_hyperparams` at any depth if the injected argument is called `learning_rate`; where
+    a chain has no learning rate but factors, it is their product.
 
     Args:
         state: a `TrainState` (ours or flax's), or the state of an optimizer.

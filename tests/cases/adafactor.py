@@ -43,7 +43,7 @@ def capped(count: Any, decay_rate: Any) -> Any:
 
 
 # `dtype_momentum` is float32 unless it is given: each average is rounded to 6e-8 of itself.
-FLOAT32_MOMENTUM = 1e-6
+FLOAT32_MOMENTUM = 1e-7
 
 CASES = (
     Case(

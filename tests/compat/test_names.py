@@ -118,6 +118,20 @@ def test_a_transformation_is_optax_s_pair() -> None:
     assert isinstance(door.adam(0.1), door.GradientTransformationExtraArgs)
 
 
+def test_a_transformation_is_an_object_and_no_named_tuple() -> None:
+    theirs, ours = optax.adam(0.1), door.adam(0.1)
+    assert isinstance(theirs, tuple) and theirs._replace(init=len).init is len
+    assert not isinstance(ours, tuple) and not hasattr(ours, "_replace")
+    # What stands for `_replace`:
+    changed = door.GradientTransformation(len, ours.update)
+    assert changed.init is len and changed.update is ours.update
+
+
+def test_the_version_is_that_of_the_optax_whose_names_these_are() -> None:
+    assert door.__version__ == optax.__version__
+    assert ft.__version__ != door.__version__
+
+
 def test_the_list_is_what_optax_exports_beside_what_is_left_out() -> None:
     def public(module: Any) -> set[str]:
         return {name for name in vars(module) if not name.startswith("_")}
@@ -201,6 +215,19 @@ def test_scale_gradient_without_inputs_is_a_dynamic_loss_scale() -> None:
     for bad in ({}, {"inputs": 1.0}):
         with pytest.raises(TypeError, match="scale is missing"):
             door.scale_gradient(**bad)
+
+
+def test_a_loss_scale_may_be_any_positive_number_that_is_known() -> None:
+    for number in (0.5, 1, np.float32(3.0), jnp.float32(2.0**-10), 2.0**40):
+        scale = door.scale_gradient(scale=number)
+        assert scale.value == number and scale.min == min(1.0, number)
+    with pytest.raises(ft.errors.ArgumentTypeError, match="scale='1' is a str, not a number"):
+        door.scale_gradient(scale="1")
+    for number in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ft.errors.ArgumentError, match=f"scale={number} is out of range"):
+            door.scale_gradient(scale=number)
+    with pytest.raises(ft.errors.ArgumentTypeError, match="not known while tracing"):
+        jax.jit(lambda s: door.scale_gradient(scale=s).value)(2.0)
 
 
 def test_stateless_takes_its_function_by_optax_s_name() -> None:

@@ -68,6 +68,15 @@ def test_updates_are_zero_in_between_and_the_inner_count_advances_once() -> None
     assert tx.has_updated(tx.init(PARAMS)) == tx.has_updated(state) == False  # noqa: E712
 
 
+def test_a_skipped_micro_batch_keeps_the_answer_of_has_updated() -> None:
+    for lib in (optim, optax):
+        tx = lib.MultiSteps(lib.sgd(1.0), 2, should_skip_update_fn=lib.skip_not_finite)
+        _, stepped = play(tx, [1.0, 1.0])
+        _, skipped = play(tx, [1.0, 1.0, float("nan")])
+        assert tx.has_updated(stepped) and tx.has_updated(skipped)
+        assert skipped.gradient_step == stepped.gradient_step == 1
+
+
 def test_nan_does_not_show_before_the_step_and_is_gone_after_it() -> None:
     values = [float("nan"), 1.0, 1.0, 1.0]
     judge, _ = play(optax.MultiSteps(optax.sgd(1.0), 2), values)

@@ -59,7 +59,8 @@ def test_a_prefix_of_the_tree_is_a_mask() -> None:
 
 def test_a_mask_function_sees_the_parameters_where_there_are_any() -> None:
     def where_positive(tree: Any) -> Any:
-        seen.append(tree)
+        if not isinstance(tree["bias"], optim.ParamName):  # asked again: all said the same
+            seen.append(tree)
         return jax.tree.map(lambda leaf: bool(jnp.all(leaf > 0)), tree)
 
     seen: list[Any] = []

@@ -113,6 +113,26 @@ def test_a_function_may_say_what_is_frozen() -> None:
     assert not jnp.any(updates["encoder"]["bias"])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda name: "enc" in name,
+        lambda name: name.startswith("enc"),
+        lambda n: "enc" in str(n),
+    ],
+    ids=["in", "method", "str"],
+)
+def test_a_function_of_one_name_may_say_what_is_frozen(function: Any) -> None:
+    for tx in (
+        optim.chain(optim.sgd(1.0), optim.freeze(function)),
+        optim.selective_transform(optim.sgd(1.0), freeze_mask=function),
+    ):
+        updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+        frozen = jax.tree.map(lambda u: not jnp.any(u), updates)
+        assert jax.tree.leaves(frozen["encoder"]) == [True, True]
+        assert jax.tree.leaves(frozen["decoder"]) == [False, False]
+
+
 def test_a_freeze_mask_that_does_not_fit_names_the_paths() -> None:
     tx = optim.freeze({"encodr": True, "decoder": False})
     with pytest.raises(ParameterError, match="no parameter matches 'encodr'") as caught:
@@ -130,6 +150,7 @@ def test_masked_around_an_optimizer_warns_once_and_says_what_freezes() -> None:
         tx.init(PARAMS)
         jax.jit(tx.init)(PARAMS)
     assert len(log) == 1 and "selective_transform or freeze" in str(log[0].message)
+    assert log[0].filename == __file__
     updates, _ = tx.update(GRADS, state, PARAMS)
     assert jnp.all(updates["encoder"]["kernel"] == 1.0), "the numbers are optax's"
 
@@ -153,5 +174,17 @@ def test_masks_that_do_what_is_meant_do_not_warn(tx: Any) -> None:
 
 def test_the_learning_rate_is_seen_inside_chains() -> None:
     inner = optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(lambda count: 0.1))
-    with pytest.warns(UserWarning, match="passes on the raw gradient"):
-        optim.masked(inner, FROZEN).init(PARAMS)
+    with pytest.warns(UserWarning, match="passes on the raw gradient") as log:
+        jax.jit(optim.chain(optim.masked(inner, FROZEN)).init)(PARAMS)
+    assert log[0].filename == __file__, "the line that called init, though jit and chain did"
+
+
+def test_the_warning_can_be_silenced_where_another_part_takes_the_rest() -> None:
+    tx = optim.chain(
+        optim.masked(optim.sgd(0.1), {"encoder": False, "decoder": True}),
+        optim.masked(optim.set_to_zero(), FROZEN),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="masked")
+        tx.init(PARAMS)

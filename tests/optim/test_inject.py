@@ -13,7 +13,7 @@ import pytest
 
 from flaxtrain import optim
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, UnknownNameError
-from flaxtrain.optim.injectable import may_be_scheduled
+from flaxtrain.optim.injectable import is_static_integer, may_be_scheduled
 from tests import gradients
 from tests.runs import deviation, differing_leaves, layout, nodes, walk
 
@@ -155,6 +155,97 @@ def test_the_state_shows_what_was_applied_last() -> None:
         updates, state = tx.update({"kernel": 1.0, "bias": 1.0}, state)
         assert updates["bias"] == -state.hyperparams["learning_rate"]
         np.testing.assert_allclose(updates["bias"], -0.1 / (1 + count), rtol=1e-6)
+
+
+def test_an_integer_assigned_to_a_float_is_a_float() -> None:
+    def step(state: Any, _: None) -> Any:
+        updates, state = tx.update(1.0, state, 0.0)
+        return state, updates
+
+    tx = optim.inject_hyperparams(optim.sgd)(0.5, momentum=falling)
+    for value in (1, jnp.int32(1), np.int64(1)):
+        state = tx.init(0.0)
+        before = layout(state.hyperparams)
+        state.hyperparams.update(learning_rate=value, momentum=value)
+        state = tx.update(1.0, state, 0.0)[1]
+        assert layout(state.hyperparams) == before and state.hyperparams["learning_rate"] == 1
+        np.testing.assert_allclose(state.hyperparams["momentum"], 0.1, rtol=1e-6)
+    jax.lax.scan(step, state, length=3)
+    # An integer from the start stays one, as in optax, until a float is assigned.
+    whole = optim.inject_hyperparams(optim.sgd)(1)
+    state = whole.init(0.0)
+    assert nodes(state) == nodes(optax.inject_hyperparams(optax.sgd)(1).init(0.0))
+    state.hyperparams["learning_rate"] = 0.5
+    assert whole.update(1.0, state)[0] == -0.5
+
+
+def test_a_misspelt_hyperparameter_in_the_state_is_refused() -> None:
+    tx = optim.inject_hyperparams(optim.sgd)(0.5)
+    state = tx.init(0.0)
+    state.hyperparams["learning_rat"] = 0.1
+    with pytest.raises(UnknownNameError, match="did you mean 'learning_rate'"):
+        tx.update(1.0, state)
+    # What is missing is what the factory was given.
+    updates, after = tx.update(1.0, state._replace(hyperparams={}))
+    assert updates == -0.5 and after.hyperparams["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("make", [optim.adafactor, optim.shampoo, optax.adafactor])
+def test_sizes_that_are_python_integers_stay_static(make: Any) -> None:
+    tx, plain = optim.inject_hyperparams(make)(0.1), make(0.1)
+    state = tx.init(PARAMS)
+    assert {"block_size", "min_dim_size_to_factor"}.isdisjoint(state.hyperparams)
+    updates, _ = jax.jit(tx.update)(PARAMS, state, PARAMS)
+    expected, _ = jax.jit(plain.update)(PARAMS, plain.init(PARAMS), PARAMS)
+    assert jax.tree.structure(updates) == jax.tree.structure(expected)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize(
+    ("factory", "name", "value", "expected"),
+    [
+        (optim.shampoo, "block_size", 8, True),
+        (optim.shampoo, "block_size", jnp.int32(8), False),
+        (optim.shampoo, "learning_rate", 1, False),
+        (optim.add_noise, "seed", 1, True),
+        (optim.apply_every, "k", 2, False),
+        (functools.partial(optim.shampoo, 0.1), "block_size", 8, True),
+        (functools.partial(optim.shampoo, 0.1), "learning_rate", 1, False),
+        (lambda rate, size: optim.scale(rate), "size", 8, False),
+    ],
+)
+def test_the_annotation_says_which_integers_stay_static(
+    factory: Any, name: str, value: Any, expected: bool
+) -> None:
+    assert is_static_integer(factory, name, value) is expected
+
+
+@pytest.mark.parametrize("name", ["adagrad", "rmsprop", "rprop", "yogi"])
+def test_a_state_with_scalar_parameters_can_be_donated(name: str) -> None:
+    params = {"a": jnp.float32(1.0), "b": jnp.float32(2.0)}
+    for make in (getattr(optim, name), getattr(optax, name)):
+        tx = optim.inject_hyperparams(make)(0.1)
+        state = tx.init(params)
+        update = jax.jit(tx.update, donate_argnums=1)
+        for _ in range(2):
+            _, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+        assert state.count == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wider"), [(jnp.bfloat16, jnp.float32), (jnp.float16, jnp.bfloat16)]
+)
+def test_a_wider_dtype_for_hyperparameters_does_not_widen_slots_or_updates(
+    dtype: Any, wider: Any
+) -> None:
+    params, grads = recorded(3, dtype)
+    tx = optim.inject_hyperparams(optim.adam, hyperparam_dtype=wider)(0.01, b2=0.99)
+    state = tx.init(params)
+    assert state.hyperparams["b2"].dtype == wider
+    moved, after, updates = walk(tx, params, grads, jit=True)
+    plain = walk(optim.adam(0.01, b2=0.99), params, grads, jit=True)
+    assert layout(after) == layout(state) and layout(after.inner_state) == layout(plain[1])
+    assert layout(moved) == layout(plain[0]) and layout(updates) == layout(plain[2])
 
 
 class HalvesWhenTold:

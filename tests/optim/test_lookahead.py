@@ -42,6 +42,19 @@ def test_two_sets_of_parameters_go_where_optax_s_do(reset_state: bool) -> None:
     assert deviation(ours, judge) <= 2e-7
 
 
+def test_the_two_sets_of_parameters_share_no_buffer_and_can_be_donated() -> None:
+    def step(params: Any, state: Any) -> Any:
+        updates, state = tx.update(params.fast, state, params)
+        return optim.apply_updates(params, updates), state
+
+    tx = optim.lookahead(optim.sgd(0.5), 2, 0.5)
+    params = optim.LookaheadParams.init_synced({"w": jnp.ones(2), "scale": jnp.float32(1.0)})
+    params, _ = jax.jit(step, donate_argnums=0)(params, tx.init(params))
+    assert params.fast["w"][0] == 0.5 and params.slow["w"][0] == 1.0
+    twice = jax.jit(optim.LookaheadParams.init_synced)({"w": jnp.ones(2)})
+    jax.jit(step, donate_argnums=0)(twice, tx.init(twice))
+
+
 def test_it_follows_the_paper_s_two_loops() -> None:
     x, g = np.array([1.0, -2.0]), np.random.default_rng(0).normal(size=(12, 2))
     tx = optim.lookahead(optim.sgd(0.1, 0.9), sync_period=4, slow_step_size=0.25)

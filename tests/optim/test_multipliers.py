@@ -43,10 +43,22 @@ def applied(multipliers: Any, params: Any = PARAMS, **options: Any) -> Any:
         {"embedding/table": 0.125, "decoder/bias": 2.0, "decoder": 1.0},
         {"*/bias": 2.0, "decoder": 1.0, "*": 0.125, "head": 1.0},
         lambda name: {"table": 0.125, "bias": 2.0}.get(name.path[-1], 1.0),
+        {"params/embedding": 0.125, "params/*/bias": 2.0},
         lambda params: {"embedding": 0.125, "*/bias": 2.0},
         lambda p: jax.tree.map(lambda n: 0.125 if "table" in n else 1.0 + ("bias" in n), p),
     ],
-    ids=["tree", "params", "prefix", "glob", "paths", "order", "name", "function", "names"],
+    ids=[
+        "tree",
+        "params",
+        "prefix",
+        "glob",
+        "paths",
+        "order",
+        "name",
+        "level",
+        "function",
+        "names",
+    ],
 )
 def test_factors_are_given_in_any_form_with_and_without_the_level_params(
     multipliers: Any,

@@ -136,7 +136,7 @@ def test_a_function_that_does_not_look_at_arrays_is_asked_about_names(make: Any)
 
 
 def test_a_function_that_knows_arrays_is_believed() -> None:
-    """One answer for all is no reason to ask again where the code speaks of no text."""
+    """One answer for all arrays is a reason to ask about names, which it can't do with."""
     asked: list[Any] = []
 
     def mask(params: Any) -> Any:
@@ -144,10 +144,154 @@ def test_a_function_that_knows_arrays_is_believed() -> None:
         return jax.tree.map(lambda leaf: leaf.ndim > 0, params)
 
     params = tree()
-    optim.masked(optim.scale(2.0), mask).init(params)
-    assert asked == [params]
+    tx = optim.masked(optim.scale(2.0), mask)
+    state = tx.init(params)
+    assert asked == [params, names_of(params)]
+    assert all(jnp.all(leaf == 2) for leaf in jax.tree.leaves(tx.update(params, state)[0]))
     everything = optim.masked(optim.scale(2.0), lambda p: jax.tree.map(jnp.ndim, p) and True)
     assert jnp.all(everything.update(jnp.ones(2), everything.init(jnp.ones(2)))[0] == 2)
+
+
+def is_decayed(name: Any) -> bool:
+    return "bias" not in name and "norm" not in name
+
+
+def is_decayed_in_text(name: Any) -> bool:
+    return "bias" not in str(name) and "Norm" not in str(name)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        is_decayed,
+        is_decayed_in_text,
+        lambda name: name.endswith(("kernel", "embedding")),
+        lambda name: "norm" not in name.lower() and "BIAS" not in name.upper(),
+        lambda name: any(re.search(p, name) for p in ("kernel", "embedding")),
+        lambda params: jax.tree.map(is_decayed_in_text, params),
+    ],
+    ids=["in", "str", "method", "lower", "regex", "helper"],
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f: optim.add_decayed_weights(1.0, mask=f),
+        lambda f: optim.chain(optim.adamw(1.0, weight_decay=1.0, mask=f), optim.scale(-1.0)),
+        lambda f: optim.partition(
+            {True: optim.add_decayed_weights(1.0), False: optim.set_to_zero()}, f
+        ),
+        lambda f: optim.scale_by_multipliers(lambda x: jax.tree.map(float, f(x))),
+    ],
+    ids=["add_decayed_weights", "adamw", "partition", "multipliers"],
+)
+@pytest.mark.parametrize("above", [False, True], ids=["bare", "variables"])
+def test_a_function_of_one_name_is_asked_about_each_of_them(
+    make: Callable[[Any], Any], function: Callable[[Any], Any], above: bool
+) -> None:
+    """`"bias" not in x` is true of a dict, and `str(x)` of an array speaks of no names."""
+    params = {"params": tree()} if above else tree()
+    tx = make(function)
+    is_factor = tx.name == "scale_by_multipliers"
+    grads = jax.tree.map(jnp.ones_like if is_factor else jnp.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    found = jax.tree.map(lambda u: bool(jnp.all(u == 1)), updates)
+    assert found.get("params", found) == DECAYED
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"head": {"bias": jnp.ones(2)}}, {"head": {"bias": False}}),
+        (
+            {"a": {"bias": jnp.ones(2)}, "b": {"bias": jnp.ones(2), "kernel": MaskedNode()}},
+            {"a": {"bias": False}, "b": {"bias": False, "kernel": MaskedNode()}},
+        ),
+        ({"head": {"kernel": jnp.ones(2)}}, {"head": {"kernel": True}}),
+        (jnp.ones(2), True),
+        ({}, {}),
+    ],
+    ids=["one", "all the same", "the other", "a bare array", "none"],
+)
+@pytest.mark.parametrize(
+    "function",
+    [lambda name: "bias" not in name, lambda name: not name.endswith("bias")],
+    ids=["in", "method"],
+)
+def test_a_function_of_one_name_may_say_the_same_of_all(
+    function: Any, params: Any, expected: Any
+) -> None:
+    tx = optim.masked(optim.scale(2.0), function)
+    updates, _ = tx.update(params, tx.init(params))
+    assert jax.tree.map(lambda u: bool(jnp.all(u == 2)), updates) == expected
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p: True,
+        lambda p: isinstance(p, dict),
+        lambda p: sum(leaf.size for leaf in jax.tree.leaves(p)) > 10,
+        lambda p: len(jax.tree.leaves(p)) > 1,
+    ],
+    ids=["constant", "type", "arrays", "tree"],
+)
+def test_one_answer_about_the_whole_tree_stays_one(function: Any) -> None:
+    tx = optim.masked(optim.scale(2.0), function)
+    updates, _ = tx.update(tree(), tx.init(tree()))
+    assert all(jnp.all(leaf == 2) for leaf in jax.tree.leaves(updates))
+
+
+def test_names_in_another_case_still_know_their_owner_and_path() -> None:
+    name = ParamName("Encoder/ln_f/scale", owner=nn.LayerNorm)
+    for changed, text in (
+        (name.lower(), "encoder/ln_f/scale"),
+        (name.casefold(), "encoder/ln_f/scale"),
+        (name.upper(), "ENCODER/LN_F/SCALE"),
+    ):
+        assert changed == text and changed.path == tuple(text.split("/"))
+        assert "norm" in changed and "LayerNorm" in changed and "dense" not in changed
+    assert name.lower().owner == "layernorm" and ParamName("X").lower().owner is None
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        mask_by_path(["params/*/kernel", "params/embed"]),
+        {"params/*/kernel": True, "params/embed": True, "*": False},
+        {"params": {"*/kernel": True, "embed": True}, "params/*": False},
+    ],
+    ids=["mask_by_path", "patterns", "mixed"],
+)
+def test_patterns_may_have_the_level_params(mask: Any) -> None:
+    for params in (tree(), {"params": tree()}):
+        tx = optim.masked(optim.scale(2.0), mask)
+        updates, _ = tx.update(params, tx.init(params))
+        found = jax.tree.map(lambda u: bool(jnp.all(u == 2)), updates)
+        assert found.get("params", found) == DECAYED
+    both = {"params": {"w": 1.0}, "batch_stats": {"w": 1.0}}
+    assert mask_by_path("params/*")(both) == {
+        "params": {"w": True},
+        "batch_stats": {"w": False},
+    }
+    assert mask_by_path("params")({"params": {"w": 1.0}}) == {"params": {"w": True}}
+
+
+def test_a_key_that_looks_like_a_pattern_means_itself() -> None:
+    params = {"a*b": jnp.ones(2), "axb": jnp.ones(2)}
+    assert mask_by_path("a*b")(params) == {"a*b": True, "axb": False}
+    assert mask_by_path("a*")(params) == {"a*b": True, "axb": True}
+    tx = optim.masked(optim.scale(2.0), {"a*b": False, "*": True})
+    updates, _ = tx.update(params, tx.init(params))
+    assert jnp.all(updates["a*b"] == 1) and jnp.all(updates["axb"] == 2)
+
+
+def test_numbers_and_patterns_may_be_keys_of_one_dict() -> None:
+    params = {"layers": [jnp.ones(2)] * 3}
+    mask = {"layers": {0: False, "*": True}}
+    for given in (mask, lambda p: mask):
+        tx = optim.masked(optim.scale(2.0), given)
+        updates, _ = tx.update(params, tx.init(params))
+        assert [float(leaf[0]) for leaf in updates["layers"]] == [1.0, 2.0, 2.0]
 
 
 def test_a_function_that_fails_either_way_fails_with_its_own_error_and_a_note() -> None:

@@ -65,6 +65,22 @@ def test_integers_beside_the_inputs_are_left_alone() -> None:
     np.testing.assert_array_equal(jax.grad(value)(jnp.ones(2)), [0.0, 2.0])
 
 
+def test_a_factor_may_have_the_shape_of_an_input_but_not_enlarge_it() -> None:
+    def value(x: Any, scale: Any) -> Any:
+        y = scale_gradient({"in": {"w": x}, "n": jnp.arange(5)}, scale)
+        return y["in"]["w"].sum()
+
+    scale = jnp.array([1.0, -2.0, 0.5])
+    np.testing.assert_array_equal(jax.grad(value)(jnp.ones(3), scale), scale)
+    text = r"scale of shape \(3,\) does not broadcast to 'in/w' of shape "
+    for x in (jnp.ones(2), jnp.ones(()), jnp.ones((3, 1)), 1.0):
+        for call in (jax.grad(value), jax.jit(jax.grad(value))):
+            with pytest.raises(ArgumentError, match=text):
+                call(x, scale)
+    with pytest.raises(ArgumentError, match=text):  # also where nothing would be multiplied
+        value(1.0, jnp.ones(3))
+
+
 def test_the_second_derivative_is_scaled_twice() -> None:
     def value(x: Any) -> Any:
         return scale_gradient(x, 0.5) ** 3
@@ -133,6 +149,7 @@ A23 = jnp.ones((2, 3))
 WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
     (lambda: scale_gradient(X, float("nan")), ArgumentError, "scale=nan is not finite"),
     (lambda: scale_gradient(X, jnp.array([1.0, jnp.inf])), ArgumentError, "is not finite"),
+    (lambda: scale_gradient(X, "1"), ArgumentTypeError, "scale='1' is no number"),  # type: ignore[arg-type]
     (lambda: scale_gradient(X, scal=2.0), ArgumentTypeError, "did you mean 'scale'"),  # type: ignore[call-arg]
     (lambda: nnls(A23, jnp.ones(3), 5), ArgumentError, r"A of shape \(2, 3\), b of shape"),
     (lambda: nnls(A23[0], jnp.ones(3), 5), ArgumentError, r"A of shape \(3,\)"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -84,8 +83,19 @@ def test_numbers_and_states_are_optax_s(labels: Any) -> None:
         freeze(ROLES),
         lambda params: ROLES,
         lambda params: jax.tree.map(lambda name: "b" if "bias" in name else "a", params),
+        lambda name: "b" if "bias" in name else "a",
     ],
-    ids=["tree", "params", "globs", "params+globs", "paths", "FrozenDict", "const", "names"],
+    ids=[
+        "tree",
+        "params",
+        "globs",
+        "params+globs",
+        "paths",
+        "FrozenDict",
+        "const",
+        "names",
+        "name",
+    ],
 )
 @pytest.mark.parametrize("above", [False, True], ids=["bare", "variables"])
 def test_labels_fit_with_and_without_the_level_params(labels: Any, above: bool) -> None:
@@ -103,6 +113,8 @@ def test_parameters_without_a_label_get_the_default() -> None:
         {"encoder": "b", "decoder": None},
         lambda params: {"encoder": "b"},
         lambda p: jax.tree.map(lambda name: "b" if name.startswith("encoder") else None, p),
+        lambda p: jax.tree.map(lambda name: "b" if "encoder" in str(name) else None, p),
+        lambda name: "b" if "encoder/" in name else None,
     ):
         found = factors_of(optim.partition(SIGNS, labels, default="a"))
         assert found == expected | {"embeddings": 2.0}
@@ -156,6 +168,16 @@ def test_factors_as_labels_mean_the_group_of_their_key_at_that_rate() -> None:
         assert list(tx.init(params).inner_states) == ["embedding", "decoder"]
 
 
+def test_parameters_with_labels_or_the_default_are_not_scaled_beside_factors() -> None:
+    transforms = {"encoder": optim.scale(2.0), "rest": optim.scale(3.0)}
+    expected = jax.tree.map(lambda x: 3.0, BY_ROLE) | {"encoder": {"kernel": 1.0, "bias": 1.0}}
+    for tx in (
+        optim.partition(transforms, {"encoder": 0.5}, default="rest"),
+        optim.partition(transforms, {"encoder": 0.5, "*": "rest"}),
+    ):
+        assert factors_of(tx) == expected
+
+
 @pytest.mark.parametrize(
     ("labels", "kind", "text"),
     [
@@ -201,17 +223,14 @@ def test_wrong_arguments_are_refused_at_construction() -> None:
         assert text in str(caught.value) and caught.value.fix
 
 
-def test_a_group_without_parameters_warns_once_and_changes_nothing() -> None:
+def test_a_group_without_parameters_is_refused_unless_it_is_the_default() -> None:
     tx = optim.partition(SIGNS | {"c": optim.sgd(0.1)}, ROLES)
-    with pytest.warns(UserWarning, match="no parameter has the label 'c'") as log:
-        state = tx.init(PARAMS)
+    with pytest.raises(ParameterError, match="no parameter has the label 'c'"):
         tx.init(PARAMS)
-    assert len(log) == 1 and list(state.inner_states) == ["a", "b", "c"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert factors_of(tx) == BY_ROLE
-        # What a hole holds is not known, so nothing is missing for sure.
-        optim.partition(SIGNS, {"x": "a", "y": "b"}).init({"x": 1.0, "y": optim.MaskedNode()})
+    tx = optim.partition(SIGNS | {"c": optim.sgd(0.1)}, ROLES, default="c")
+    assert factors_of(tx) == BY_ROLE
+    # What a hole holds is not known, so nothing is missing for sure.
+    optim.partition(SIGNS, {"x": "a", "y": "b"}).init({"x": 1.0, "y": optim.MaskedNode()})
 
 
 def test_label_functions_see_the_parameters_where_there_are_any() -> None:

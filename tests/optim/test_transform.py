@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -50,6 +51,58 @@ def test_a_foreign_object_gets_only_the_extra_arguments_it_names() -> None:
     updates, _ = tx.update(2.0, tx.init(0.0), 0.0, value=3.0)
     assert updates == -1.0
     assert optim.with_extra_args(tx) is tx
+
+
+def plain_pair() -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda leaf: 2 * leaf, updates), state
+
+    return optim.GradientTransformation(lambda params: (), update)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", [optim.with_extra_args, optim.with_extra_args_support])
+def test_a_pair_of_three_arguments_stands_beside_one_that_needs_more(wrap: Any) -> None:
+    tx = optim.chain(plain_pair(), optim.polyak_sgd())
+    updates, _ = tx.update(1.0, tx.init(0.0), 0.0, value=1.0)
+    assert updates == -0.5  # Polyak's step for a value of 1 and a gradient of 2
+    assert wrap(plain_pair()).update(1.0, (), value=3.0) == (2.0, ())
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda tx: optim.named_chain(("mine", tx)),
+        lambda tx: optim.masked(tx, {"w": True}),
+        lambda tx: optim.partition({"mine": tx}, {"w": "mine"}),
+        lambda tx: optim.MultiSteps(tx, 1),
+        lambda tx: optim.apply_if_finite(tx, 1),
+        lambda tx: optim.flatten(tx),
+        lambda tx: optim.inject_hyperparams(lambda rate: tx)(0.1),
+    ],
+)
+def test_every_wrapper_takes_a_pair_of_three_arguments(around: Any) -> None:
+    tx, ones = around(plain_pair()), {"w": jnp.ones(2)}
+    updates, _ = tx.update(ones, tx.init(ones), ones, value=1.0)
+    assert updates["w"][0] == 2.0
+
+
+def test_a_wrapped_pair_keeps_its_name() -> None:
+    @optim.named
+    def doubled(times: int = 1) -> optim.GradientTransformation:
+        return plain_pair()
+
+    wrapped = optim.with_extra_args(doubled(times=3))
+    assert repr(wrapped) == "doubled(times=3)" and wrapped == doubled(times=3)
+    assert wrapped.update(1.0, (), value=3.0) == (2.0, ())
+    assert optim.with_extra_args(wrapped) is wrapped
+
+
+def test_an_argument_that_a_pair_names_reaches_it() -> None:
+    tx = optim.GradientTransformation(
+        lambda params: (),
+        lambda updates, state, params=None, *, value=0.0: (value * updates, state),  # type: ignore[arg-type]
+    )
+    assert optim.with_extra_args(tx).update(1.0, (), value=3.0, other=1) == (3.0, ())
 
 
 def test_something_else_than_a_transformation_is_refused(unchecked_types: None) -> None:

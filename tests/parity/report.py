@@ -1,4 +1,4 @@
-"""Writes `docs/parity.md`, how close every row is to Optax: `make parity`, about 25 minutes.
+"""Writes `docs/parity.md`, how close every row is to Optax: `make parity`, half an hour.
 
 Both libraries get the same recorded gradients. Deviations are the largest over leaves of
 `max|a - b| / max|a|`, over all updates, the final parameters and the final state.

@@ -58,6 +58,22 @@ def test_dtypes_are_kept(scale: Any) -> None:
     assert scale.scale(jnp.ones((), jnp.float16)).dtype == jnp.float16
 
 
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: type(scale).__name__)
+def test_python_and_numpy_numbers_are_scaled_like_arrays(scale: Any) -> None:
+    factor = scale.scale(jnp.float32(1.0))
+    for number in (2.0, np.float32(2.0), np.float64(2.0)):
+        scaled = scale.scale(number)
+        assert isinstance(scaled, jax.Array) and scaled == 2 * factor
+        grads = scale.unscale({"w": number, "n": 3, "none": None})
+        assert grads["w"] == 2 / factor and grads["n"] == 3 and grads["none"] is None
+
+
+def test_a_dynamic_scale_is_not_made_of_tracers() -> None:
+    for name in ("init", "min", "max"):
+        with pytest.raises(ArgumentTypeError, match=f"{name} is not known while tracing"):
+            jax.jit(lambda value, n=name: DynamicScale(**{n: value}).value)(1.0)
+
+
 def test_a_scale_whose_reciprocal_is_no_float16_divides_float16_all_the_same() -> None:
     large = 2.0**26
     assert np.float16(1 / large) == 0.0

@@ -43,7 +43,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "rmsprop": [
         {"momentum": 0.9, "centered": True},
         {
-            "decay": 0.8,
+            "rho": 0.8,
             "eps": 0.1,
             "initial_scale": 0.2,
             "eps_in_sqrt": False,
@@ -59,6 +59,9 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "sm3": [{}, {"momentum": 0.5}],
 }
 """Where the defaults leave something out, other arguments as well."""
+
+SPELT = {"rmsprop": {"rho": "decay"}}
+"""Arguments that a spec calls otherwise than the function: its `decay` says what decays."""
 
 ROWS = [
     pytest.param(name, arguments, id=name + (str(arguments) if arguments else ""))
@@ -105,7 +108,8 @@ def by_hand(name: str, rate: Any, facts: Facts, decay: float, arguments: Any) ->
     wanted = {"weight_decay": decay, "weight_decay_rate": decay}
     wanted |= dict.fromkeys(("mask", "weight_decay_mask"), decay_mask(facts, "kernels"))
     given = {key: value for key, value in wanted.items() if key in parameters and decay}
-    return factory(learning_rate=rate, **given, **arguments)
+    spelt = {SPELT.get(name, {}).get(key, key): value for key, value in arguments.items()}
+    return factory(learning_rate=rate, **given, **spelt)
 
 
 def takes_decay(name: str) -> bool:

@@ -37,18 +37,22 @@ def rates_seen(tx: Any, *, told: bool, steps: int = 3) -> list[dict[str, Any]]:
     return seen
 
 
+def plain(count: Any) -> Any:
+    return SCHEDULE(count)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
         OptSpec("sgd", SCHEDULE),
         OptSpec("adamw", SCHEDULE, clip_norm=1.0),
-        OptSpec("adamw", lambda count: SCHEDULE(count)),
+        OptSpec("adamw", plain),
         OptSpec(optim.adam(SCHEDULE)),
         OptSpec(optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(SCHEDULE))),
         OptSpec(optim.chain(optim.trace(0.9), optim.scale_by_learning_rate(SCHEDULE))),
         OptSpec(optim.named_chain(("sgd", optim.masked(optim.sgd(SCHEDULE), True)))),
     ],
-    ids=repr,
+    ids=lambda spec: repr(spec).partition(" at 0x")[0],
 )
 def test_what_a_spec_builds_tells_the_rate_of_the_last_update(
     spec: OptSpec, facts: Facts

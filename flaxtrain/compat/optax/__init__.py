@@ -432,5 +432,7 @@ __all__ = [
     "zero_nans",
 ]
 
+__version__ = "0.2.8"  # the Optax whose names these are, for programs that print or ask
+
 __getattr__ = answer_for("", __all__)
 __dir__ = listing(__all__)

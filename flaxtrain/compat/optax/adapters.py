@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from flaxtrain import optim, tree
+from flaxtrain.checks import check_number, is_concrete
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.optim import EmptyState, GradientTransformation
 from flaxtrain.precision import DynamicScale
@@ -44,8 +45,9 @@ def scale_gradient(inputs: PyTree = _ABSENT, scale: Any = _ABSENT) -> Any:
         scale: the factor.
 
     Raises:
-        ArgumentTypeError: `scale` is missing.
-        ArgumentError: `scale` is not finite, or no possible loss scale.
+        ArgumentTypeError: `scale` is missing, or not a number; a loss scale that is not known
+            while tracing.
+        ArgumentError: `scale` is not finite, or a loss scale that is not positive.
 
     Example:
         >>> import jax
@@ -61,8 +63,15 @@ def scale_gradient(inputs: PyTree = _ABSENT, scale: Any = _ABSENT) -> Any:
             fix="scale_gradient(inputs, scale), or scale_gradient(scale=2.0**15)",
         )
     if inputs is _ABSENT:
-        highest = DynamicScale().max
-        return DynamicScale(init=scale, max=max(highest, scale) if scale > 0 else highest)
+        check_number("scale", scale, minimum=0.0, exclude=(0.0,), where="scale_gradient")
+        if not is_concrete(scale):
+            raise ArgumentTypeError(
+                "a loss scale that is not known while tracing",
+                where="scale_gradient",
+                fix="make the loss scale outside the traced function, and pass it in",
+            )
+        limits, scale = DynamicScale(), float(scale)
+        return DynamicScale(init=scale, min=min(limits.min, scale), max=max(limits.max, scale))
     return optim.scale_gradient(inputs, scale)
 
 
