@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flaxtrain import optim
@@ -68,7 +69,9 @@ def measured(case: Case) -> dict[str, str]:
     params, low = case.recorded(FEW, jnp.bfloat16)
     bf16 = [walk(tx, params, low, jit=True, extra=case.extra) for tx in pair(case)]
     few = at(single.grads, slice(FEW if compiles_at_every_call(case) else STEPS))
-    eager = [walk(tx, single.params, few, jit=False, extra=case.extra) for tx in pair(case)]
+    eager = [
+        stacked(*walk(tx, single.params, few, jit=False, extra=case.extra)) for tx in pair(case)
+    ]
     found = {
         "float64": figure(double),
         "float32": figure(single.deviation),
@@ -84,6 +87,11 @@ def measured(case: Case) -> dict[str, str]:
         "bitwise": f"{leaves - single.differing}/{leaves}",
         "bf16": f"{ulps(*bf16):g}",
     }
+
+
+def stacked(params: Any, state: Any, updates: list[Any]) -> Any:
+    """Returns the parts of a run with all updates of a leaf in one array, as `run` does."""
+    return params, state, jax.tree.map(lambda *leaves: np.stack(leaves), *updates)
 
 
 def compiles_at_every_call(case: Case) -> bool:
