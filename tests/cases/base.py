@@ -31,22 +31,15 @@ Oracle = Callable[[Any, Any], Any]
 step: the paper in float64, with the learning rate 1e-2."""
 
 CAPABILITIES = (
-    *(
-        "in_optax",
-        "bitwise",
-        "float64",
-        "keeps_bfloat16",
-        "complex",
-        "complex_parity",
-        "prints",
-    ),
-    *("rests", "passes_nan", "parabola", "rosenbrock"),
+    *("in_optax", "bitwise", "float64", "eager", "keeps_bfloat16", "complex"),
+    *("complex_parity", "prints", "rests", "passes_nan", "parabola", "rosenbrock"),
 )
 """What a row is expected to do unless it says why not (see `Lack`):
 
 in_optax: optax can build it.
 bitwise: under jit, every bit of 1,000 updates is optax's.
 float64: in float64, 1,000 updates agree with optax's to 1e-12.
+eager: without `jit`, 1,000 updates agree with optax's without it, within the bar.
 keeps_bfloat16: bfloat16 parameters give bfloat16 updates and slots.
 complex: complex leaves are updated.
 complex_parity: complex leaves agree with optax's.

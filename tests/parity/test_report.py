@@ -39,7 +39,7 @@ def test_every_figure_keeps_its_bar(case: Case) -> None:
     assert float(row["bf16"]) <= BF16_BAR
     bar = max(FLOAT32_BAR, 3 * float(row["noise"] or 0.0))
     for column in ("float32", "eager", "schedule", "mask"):
-        if row[column] not in ("-", "only here"):
+        if row[column] not in ("-", "only here") and column not in case.lacks:
             assert float(row[column]) <= bar, column
     equal, of = row["bitwise"].split("/")
     assert (equal == of) == ("bitwise" not in case.lacks)
