@@ -6,12 +6,15 @@ import jax.numpy as jnp
 
 from tests.cases.base import FUNCTION, Case, Lack, halving, per_array
 from tests.oracles.novograd import novograd
-from tests.runs import differing_leaves, run, walk
+from tests.runs import BITWISE_STACK, FLOAT32_BAR, deviation, differing_leaves, run, walk
 
 
 def _optax_differs_from_itself(case: Case) -> None:
     params, grads = case.recorded(20, jnp.float32)
     ours, called = (walk(tx, params, grads, jit=True) for tx in (case.ours(), case.judge()))
+    if not BITWISE_STACK:
+        assert deviation(ours, called) <= FLOAT32_BAR
+        return
     assert differing_leaves(ours, called) == []
     assert differing_leaves(run(case.judge(), params, grads)[:2], called[:2])
 

@@ -37,8 +37,10 @@ def found(module: Any, name: str) -> Any:
 
 
 def home(thing: Any) -> str:
-    """Returns the module in which a name is defined."""
-    return getattr(thing, "__module__", None) or type(thing).__module__
+    """Returns the module in which a name is defined; Python's own for a union of types."""
+    found = getattr(thing, "__module__", None) or type(thing).__module__
+    # The class of a union has moved between versions of Python.
+    return "typing" if found == "types" else found
 
 
 def added(name: str) -> list[str]:
