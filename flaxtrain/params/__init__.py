@@ -1,21 +1,54 @@
 """Facts about parameters (owner, role, local shape, order of use), masks and tables of them."""
 
-from flaxtrain.params.decay import DECAY_PRESETS, decay_mask
+from flaxtrain.params.adapters import Adapters, LoRA
+from flaxtrain.params.decay import (
+    DECAY_PRESETS,
+    DecayChoice,
+    check_decay_choice,
+    decay_mask,
+    preset_differences,
+)
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.params.inspection import facts_from, param_facts
+from flaxtrain.params.layers import Layers, layers
+from flaxtrain.params.low_rank import join_adapters, split_adapters
 from flaxtrain.params.overview import OverviewRow, Table, overview, readable_bytes
+from flaxtrain.params.resampling import interp2d
+from flaxtrain.params.restore import Restore
+from flaxtrain.params.restore_report import RestoreRecord, RestoreReport
+from flaxtrain.params.restoring import apply_restore
 from flaxtrain.params.roles import ROLES
+from flaxtrain.params.select import Selector, SelectorLike, select, selected_tree, selector
 
 __all__ = [
     "DECAY_PRESETS",
     "ROLES",
+    "Adapters",
+    "DecayChoice",
     "Facts",
+    "Layers",
+    "LoRA",
     "OverviewRow",
     "ParamFact",
+    "Restore",
+    "RestoreRecord",
+    "RestoreReport",
+    "Selector",
+    "SelectorLike",
     "Table",
+    "apply_restore",
+    "check_decay_choice",
     "decay_mask",
     "facts_from",
+    "interp2d",
+    "join_adapters",
+    "layers",
     "overview",
     "param_facts",
+    "preset_differences",
     "readable_bytes",
+    "select",
+    "selected_tree",
+    "selector",
+    "split_adapters",
 ]

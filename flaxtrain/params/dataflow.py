@@ -1,18 +1,22 @@
-"""Where in the computation each parameter is used first, and how many times.
+"""Where in the computation each parameter is used first, how many times, and in which scan.
 
 The order in which modules are declared says little: `setup` may name the head first. So the
 program itself is read, equation by equation. A value is described by three things: the
 parameters it was made from, whether it depends on the data (or on random bits), and the uses
 that went into it. A *use* is an equation that mixes data with a value made from parameters
 alone; what comes out of it is data. A parameter's depth is the place of its first use among
-those that reach an output; a parameter without one is dead, one with several is tied.
+those that reach an output; a parameter without one is dead, one with several is tied. A use
+that has a matrix's use before it and another behind it is between hidden activations.
 
 Loops are read until nothing changes any more; a loop body counts once, however often it runs.
+A parameter that a scan slices is followed through its bodies (`stacks.py`): it is a stack of
+layers. A scan that carries nothing is a map over independent things (experts), not over layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Collection, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -20,10 +24,10 @@ import jax
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, jaxprs_in_params
 
-# Nothing here is public: `ParamFact.depth` and `ParamFact.uses` are the result.
-__all__ = []
+from flaxtrain.params.stacks import Origin, Place, Scan
 
-Place = tuple[int, ...]
+# Nothing here is public: `ParamFact.depth`, `uses` and `scan_axes` are the result.
+__all__ = []
 
 # Random bits make what they are mixed with an activation, as data do: a generator has no input.
 _RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "random_gamma"})
@@ -32,15 +36,20 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 class Flow(NamedTuple):
-    """What a value depends on. Sets are bit masks: `params` of parameters, `uses` of uses."""
+    """What a value depends on. Sets are bit masks: `params` of parameters, `uses` of uses.
+
+    `arrays` are those of `params` that weren't reduced to one number (a penalty on a norm). A
+    value that is one parameter, rearranged or sliced, has an `origin`.
+    """
 
     params: int = 0
     data: bool = False
     uses: int = 0
+    arrays: int = 0
+    origin: Origin | None = None
 
     def __or__(self, other: tuple[Any, ...]) -> Flow:
-        params, data, uses = other
-        return Flow(self.params | params, self.data or data, self.uses | uses)
+        return Flow(*map(operator.or_, self[:4], other[:4]))
 
 
 _DATA = Flow(data=True)
@@ -48,14 +57,23 @@ _NOTHING = Flow()
 
 
 class FirstUse(NamedTuple):
-    """`depth` orders parameters by first use (None: dead); `uses` counts the uses."""
+    """`depth` orders parameters by first use (None: dead); `uses` counts the uses.
+
+    `scan` is None where a scan slices something made from the parameter that can't be traced
+    back to its axes. `between` says whether one of the uses has a matrix before and behind it.
+    """
 
     depth: int | None
-    uses: int
+    uses: int | None
+    scan: Scan | None = Scan()
+    between: bool = False
 
 
 def first_uses(
-    function: Callable[..., Any], params: Sequence[Any], data: Sequence[Any]
+    function: Callable[..., Any],
+    params: Sequence[Any],
+    data: Sequence[Any],
+    matrices: Collection[int] = (),
 ) -> list[FirstUse]:
     """Reads the program of `function(params, data)`; nothing is computed.
 
@@ -63,6 +81,7 @@ def first_uses(
         function: takes the two lists and returns any tree.
         params: arrays or shapes, one per parameter.
         data: arrays or shapes on which activations depend.
+        matrices: the numbers of those parameters that turn activations into others.
 
     Returns:
         One `FirstUse` per parameter. Parameters that are used first in the same equation
@@ -79,18 +98,33 @@ def first_uses(
 
     closed = jax.make_jaxpr(outputs)(params, data)
     reader = _Reader()
-    ins = [Flow(params=1 << index) for index in range(len(params))]
+    shapes = [tuple(param.shape) for param in params]
+    bits = [1 << index for index in range(len(shapes))]
+    ins = [Flow(b, arrays=b, origin=Origin.of(s)) for b, s in zip(bits, shapes, strict=True)]
     outs = reader.read(closed, [*ins, *[_DATA] * len(jax.tree.leaves(data))], ())
     reached = reduce(Flow.__or__, outs, _NOTHING)
     # An output that is no array (a distribution object) hides what it depends on: all uses
     # count.
     live = reached.uses if complete else -1
-    return _rank(len(params), reader.uses, live, reached.params)
+    found = _rank(reader, shapes, live, reached.params)
+    between = _between(reader, live, sum(bits[index] for index in set(matrices)))
+    return [f._replace(between=bool(between & b)) for f, b in zip(found, bits, strict=True)]
 
 
-def _rank(count: int, uses: dict[Place, _Use], live: int, in_outputs: int) -> list[FirstUse]:
-    places: list[list[Place]] = [[] for _ in range(count)]
-    for place, use in uses.items():
+def _between(reader: _Reader, live: int, matrices: int) -> int:
+    """Returns the parameters of uses that have uses of `matrices` before and behind them."""
+    used = [u for u in reader.uses.values() if live >> u.index & 1 and u.arrays & matrices]
+    every = sum(1 << use.index for use in used)
+    followed = reduce(operator.or_, (use.before for use in used), 0)
+    inside = (use for use in used if use.before & every and followed >> use.index & 1)
+    return reduce(operator.or_, (use.arrays for use in inside), 0)
+
+
+def _rank(
+    reader: _Reader, shapes: Sequence[tuple[int, ...]], live: int, in_outputs: int
+) -> list[FirstUse]:
+    places: list[list[Place]] = [[] for _ in shapes]
+    for place, use in reader.uses.items():
         if live >> use.index & 1:
             for index in _bits(use.params):
                 places[index].append(place)
@@ -102,9 +136,29 @@ def _rank(count: int, uses: dict[Place, _Use], live: int, in_outputs: int) -> li
         place: depth for depth, place in enumerate(sorted({p for p in firsts if p is not None}))
     }
     return [
-        FirstUse(None if first is None else order[first], len(found))
-        for first, found in zip(firsts, places, strict=True)
+        FirstUse(None if first is None else order[first], len(found), scan)
+        for first, found, scan in zip(
+            firsts, places, _scans(reader, shapes, firsts), strict=True
+        )
     ]
+
+
+def _scans(
+    reader: _Reader, shapes: Sequence[tuple[int, ...]], firsts: Sequence[Place | None]
+) -> list[Scan | None]:
+    found = {index: origin.scan(shapes[index]) for index, origin in reader.stacks.items()}
+    places = sorted({reader.stacks[index].loop for index, scan in found.items() if scan})
+
+    def scan_of(index: int, first: Place | None) -> Scan | None:
+        if scan := found.get(index):
+            return scan._replace(loop=places.index(reader.stacks[index].loop))
+        if index in found or reader.lost >> index & 1:
+            return None
+        # Not sliced, and used in the body all the same: a table that all layers share.
+        around = [p for p in places if first is not None and p == first[: len(p)]]
+        return Scan(loop=places.index(around[0]) if around else None)
+
+    return [scan_of(index, first) for index, first in enumerate(firsts)]
 
 
 def _bits(mask: int) -> list[int]:
@@ -112,22 +166,28 @@ def _bits(mask: int) -> list[int]:
 
 
 class _Use:
-    """A place where data meets parameters: its bit in `Flow.uses`, and the parameters."""
+    """A place where data meets parameters: its bit in `Flow.uses`, and what `Flow`s met."""
 
     def __init__(self, index: int) -> None:
-        self.index, self.params = index, 0
+        self.index, self.params, self.arrays, self.before = index, 0, 0, 0
 
 
 class _Reader:
-    """Follows `Flow`s through a program and collects the uses by place."""
+    """Follows `Flow`s through a program and collects the uses by place.
+
+    `stacks` has the parameters that scans slice, as the innermost body sees them; `lost` those
+    that are in something sliced whose axes aren't known any more.
+    """
 
     def __init__(self) -> None:
         self.uses: dict[Place, _Use] = {}
+        self.stacks: dict[int, Origin] = {}
+        self.lost = 0
 
     def read(self, jaxpr: Any, ins: Sequence[Flow], place: Place) -> list[Flow]:
         """Returns the flow of each output of a jaxpr, open or closed, at `place`."""
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        flows: dict[Any, Flow] = dict(zip(jaxpr.invars, ins, strict=True))
+        flows: dict[Any, Flow] = _bound(jaxpr.invars, ins)
 
         def flow_of(variable: Any) -> Flow:
             return _NOTHING if isinstance(variable, Literal) else flows.get(variable, _NOTHING)
@@ -135,7 +195,7 @@ class _Reader:
         for index, equation in enumerate(jaxpr.eqns):
             flows_in = [flow_of(variable) for variable in equation.invars]
             flows_out = self._equation(equation, flows_in, (*place, index))
-            flows.update(zip(equation.outvars, flows_out, strict=True))
+            flows.update(_bound(equation.outvars, flows_out))
         return [flow_of(variable) for variable in jaxpr.outvars]
 
     def mix(self, flows: Sequence[Flow], place: Place) -> Flow:
@@ -145,6 +205,8 @@ class _Reader:
             return mixed
         use = self.uses.setdefault(place, _Use(len(self.uses)))
         use.params |= mixed.params
+        use.arrays |= mixed.arrays
+        use.before |= mixed.uses
         return Flow(0, True, mixed.uses | 1 << use.index)
 
     def _equation(self, equation: JaxprEqn, ins: list[Flow], place: Place) -> list[Flow]:
@@ -160,7 +222,9 @@ class _Reader:
             return self.read(inner, ins, place)
         if name in _RANDOM:
             ins = [*ins, _DATA]
-        return [self.mix(ins, place)] * len(equation.outvars)
+        mixed = self.mix(ins, place)._replace(origin=_followed(equation, ins))
+        shapes = [getattr(variable.aval, "shape", ()) for variable in equation.outvars]
+        return [mixed if shape else mixed._replace(arrays=0) for shape in shapes]
 
     def _cond(self, equation: JaxprEqn, ins: list[Flow], place: Place) -> list[Flow]:
         branches = equation.params["branches"]
@@ -171,12 +235,30 @@ class _Reader:
     def _scan(self, equation: JaxprEqn, ins: list[Flow], place: Place) -> list[Flow]:
         body = equation.params["jaxpr"]
         constants, end = _carry_of_scan(equation)
+        ordered, reverse = end > constants, bool(equation.params.get("reverse"))
+        slices = [self._slice(flow, place, ordered, reverse) for flow in ins[end:]]
 
         def step(reader: _Reader, carry: list[Flow]) -> list[Flow]:
-            return reader.read(body, [*ins[:constants], *carry, *ins[end:]], (*place, 0))
+            return reader.read(body, [*ins[:constants], *carry, *slices], (*place, 0))
 
-        carry = self._loop(step, ins[constants:end], place)
+        carry = ins[constants:end]
+        stacked = ordered and any(flow.params and not flow.data for flow in slices)
+        if stacked and equation.invars[end].aval.shape[0] == 1:
+            return step(self, carry)  # a stack of one layer, which is no layer's neighbour
+        carry = self._loop(step, carry, place)
         return [*carry, *step(self, carry)[len(carry) :]]
+
+    def _slice(self, flow: Flow, place: Place, ordered: bool, reverse: bool) -> Flow:
+        """Returns what the body of a scan sees of an operand that it slices."""
+        if flow.origin is None or not ordered:
+            self.lost |= 0 if flow.data or not ordered else flow.params
+            return flow._replace(origin=flow.origin and flow.origin.mapped())
+        origin = flow.origin.sliced(place, reverse)
+        (index,) = _bits(flow.params)
+        known = self.stacks.get(index)
+        if len(origin.taken) > (0 if known is None else len(known.taken)):
+            self.stacks[index] = origin
+        return flow._replace(origin=origin)
 
     def _while(self, equation: JaxprEqn, ins: list[Flow], place: Place) -> list[Flow]:
         params = equation.params
@@ -220,6 +302,23 @@ class _Reader:
             if joined == carry:
                 return carry
             carry = joined
+
+
+def _bound(variables: Sequence[Any], flows: Sequence[Flow]) -> dict[Any, Flow]:
+    """Returns the flow of each variable; the stacked results of a scan lose their origin."""
+
+    def fits(variable: Any, flow: Flow) -> bool:
+        return flow.origin is None or len(flow.origin.axes) == len(variable.aval.shape)
+
+    pairs = zip(variables, flows, strict=True)
+    return {v: flow if fits(v, flow) else flow._replace(origin=None) for v, flow in pairs}
+
+
+def _followed(equation: JaxprEqn, ins: Sequence[Flow]) -> Origin | None:
+    """Returns the origin of the outputs, if a single operand depends on anything."""
+    operands = [index for index, flow in enumerate(ins) if flow != _NOTHING]
+    origin = ins[operands[0]].origin if len(operands) == 1 else None
+    return origin and origin.through(equation, operands[0])
 
 
 def _carry_of_scan(equation: JaxprEqn) -> tuple[int, int]:

@@ -31,6 +31,9 @@ class ParamFact:
         owner: class of the module that declared it. Where none was seen (`resolved` is False),
             the class of the nearest module above, or None.
         owner_path: path of that module.
+        around: the classes of all modules around the owner, by path, the model first: for a
+            `Dense` in a `Block` of a `Model`, `(Model, Block)`. A module that shares the scope
+            of one inside it (`nn.share_scope`) is around that one.
         local_shape: the shape it was declared with, inside `nn.scan` and `nn.vmap`.
         shape: its shape in the params.
         lifted_axes: the axes of `shape` that `nn.scan` and `nn.vmap` added.
@@ -43,11 +46,28 @@ class ParamFact:
         uses: number of places where it meets the data: 0 is a dead parameter, 2 and more a tied
             one; None if the use wasn't looked at.
         resolved: whether a module was seen declaring it.
+        scan_axes: the axes of `shape` along which scans run through it in the program, the
+            outermost first: the layers of a stack. They may be stacked by `nn.scan`,
+            `nn.remat_scan` or by hand; axes of `nn.vmap` (experts) don't count. Where the use
+            wasn't looked at, the one lifted axis inside a module that flax named `Scan...`.
+        reversed_axes: those of `scan_axes` whose last entry is used first.
+        loop: the number, in program order, of the outermost scan over stacked parameters in
+            whose body it is used first; None outside of such scans. A stack has one number.
+        hidden: whether it is a matrix between hidden activations, what Muon and Shampoo are
+            for: of role `kernel` or `recurrent`, with at least two local axes longer than 1
+            (kernels of convolutions have four), at a place where a kernel or an embedding comes
+            before it and another behind it. So it is neither applied to the data themselves
+            (the first layer, patches) nor a readout (every head is one), unless an embedding is
+            tied to be the readout: then the kernels of the last block are hidden too. A stack
+            of layers is one parameter, and its layers follow one another: it is hidden even if
+            nothing is before or behind it. Where the use wasn't looked at, only role and axes
+            decide.
     """
 
     path: Path
     owner: type[nn.Module] | None
     owner_path: Path
+    around: tuple[type[nn.Module], ...]
     local_shape: tuple[int, ...]
     shape: tuple[int, ...]
     lifted_axes: tuple[int, ...]
@@ -58,6 +78,10 @@ class ParamFact:
     depth: int | None
     uses: int | None
     resolved: bool
+    scan_axes: tuple[int, ...] = ()
+    reversed_axes: tuple[int, ...] = ()
+    loop: int | None = None
+    hidden: bool = False
 
     @property
     def name(self) -> str:

@@ -20,7 +20,14 @@ from flaxtrain.params.axes import AxisBox, Shape, array_in, guess_axes, is_box, 
 from flaxtrain.params.dataflow import FirstUse, first_uses
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.params.recorder import Declaration, Recorder, run_abstractly
-from flaxtrain.params.roles import Evidence, infer_role, override_roles
+from flaxtrain.params.roles import (
+    Evidence,
+    infer_role,
+    is_matrix,
+    makes_hidden,
+    override_roles,
+)
+from flaxtrain.params.stacks import guess_scan
 from flaxtrain.tree import Path, flatten, path_name, unflatten
 from flaxtrain.typing import Key, PyTree
 
@@ -29,6 +36,9 @@ __all__ = ["facts_from", "param_facts"]
 Initialise = Callable[[dict[str, Key]], Mapping[str, Any]]
 Use = Callable[[dict[str, Any], Any], Any]
 Roles = Mapping[str | Path, str]
+
+# Where the program isn't read, every matrix passes for one between others.
+_UNREAD = FirstUse(None, None, None, between=True)
 
 
 def param_facts(
@@ -42,8 +52,7 @@ def param_facts(
     """Returns the table of facts about a model's parameters; nothing is computed.
 
     `init` and `apply` are evaluated on shapes. Pass what you would pass to `init`, in
-    *training*
-    mode: a parameter that exists only with `train=True` has to be seen.
+    *training* mode: a parameter that exists only with `train=True` has to be seen.
 
     Args:
         model: the Linen module, not bound.
@@ -124,11 +133,13 @@ def facts_from(
 
     Args:
         initialise: `initialise(extra_rngs) -> variables` runs `model.init`, once or several
-            times, with `{"params": key, **extra_rngs}`, in training mode.
+            times, with `{"params": key, **extra_rngs}`, in training mode. The table has what it
+            returns: for parameters that exist in evaluation only, it has to run `init` in both
+            modes and join the params.
         use: `use(params, data) -> outputs` runs `model.apply` in training mode. The outputs
             decide what counts as used: with the loss as output, a parameter that the loss
             doesn't depend on is dead. `params` are nested dicts without metadata boxes. Without
-            it, `depth` and `uses` are None.
+            it, `depth` and `uses` are None, and `hidden` goes by role and shape.
         data: what the activations depend on: arrays, shapes, or trees of them.
         roles: as for `param_facts`.
 
@@ -160,16 +171,27 @@ def facts_from(
     lifted = {path for path, leaf in leaves.items() if found[path].local_shape != leaf.shape}
     axes = _lifted_axes(initialise, {path: found[path] for path in lifted}, leaves)
     given = override_roles(roles, leaves)
-    uses = _uses(use, data, leaves) if use is not None else {}
+    beside: dict[Path, dict[str, Shape]] = {}
+    for path, source in found.items():
+        beside.setdefault(path[:-1], {})[path[-1]] = source.local_shape
+
+    verdicts = dict(given)
+    for path in leaves.keys() - given.keys():
+        evidence = found[path].evidence(path, leaves[path], recorder, beside[path[:-1]])
+        verdicts[path] = infer_role(evidence)
+    makers = {path for path, (role, _) in verdicts.items() if makes_hidden(role)}
+    uses = _uses(use, data, leaves, makers) if use is not None else {}
 
     def fact(path: Path) -> ParamFact:
         leaf, source = leaves[path], found[path]
-        role, rule = given.get(path) or infer_role(source.evidence(path, leaf, recorder))
-        depth, count = uses.get(path, (None, None))
+        role, rule = verdicts[path]
+        depth, count, scan, between = uses.get(path, _UNREAD)
+        scan = guess_scan(path, axes.get(path, ())) if scan is None else scan
         return ParamFact(
             path=path,
             owner=source.owner,
             owner_path=source.owner_path,
+            around=recorder.around(source.owner, source.owner_path),
             local_shape=source.local_shape,
             shape=leaf.shape,
             lifted_axes=axes.get(path, ()),
@@ -180,6 +202,10 @@ def facts_from(
             depth=depth,
             uses=count,
             resolved=source.resolved,
+            scan_axes=scan.axes,
+            reversed_axes=scan.reversed_axes,
+            loop=scan.loop,
+            hidden=between and is_matrix(role, source.local_shape),
         )
 
     collections = frozenset(variables) - {"params"}
@@ -196,7 +222,9 @@ class _Leaf(NamedTuple):
     @classmethod
     def of(cls, path: Path, value: Any) -> _Leaf:
         array = array_in(value)
-        if array is None or not all(isinstance(key, str) for key in path):
+        # A list of one array is a subtree of the params, not an array.
+        is_subtree = array is not value and not is_box(value)
+        if array is None or is_subtree or not all(isinstance(key, str) for key in path):
             raise ModelError(
                 f"parameter {path_name(path)!r} is a {type(value).__name__}, not an array",
                 where="model.init",
@@ -231,12 +259,14 @@ class _Found(NamedTuple):
     def resolved(self) -> bool:
         return self.declared is not None
 
-    def evidence(self, path: Path, leaf: _Leaf, recorder: Recorder) -> Evidence:
+    def evidence(
+        self, path: Path, leaf: _Leaf, recorder: Recorder, beside: Mapping[str, Shape]
+    ) -> Evidence:
         around = (
             tuple(recorder.modules.get(self.owner_path[:-1], ())) if self.owner_path else ()
         )
         owner = self.owner if self.resolved else None
-        return Evidence(path, owner, self.owner_path, around, self.local_shape, leaf.dtype)
+        return Evidence(path, owner, around, self.local_shape, leaf.dtype, beside)
 
 
 def _lifted_axes(
@@ -264,7 +294,9 @@ def _run_boxed(initialise: Initialise, boxed: Collection[Path]) -> dict[Path, An
         return {}
 
 
-def _uses(use: Use, data: PyTree, leaves: Mapping[Path, _Leaf]) -> dict[Path, FirstUse]:
+def _uses(
+    use: Use, data: PyTree, leaves: Mapping[Path, _Leaf], makers: Collection[Path]
+) -> dict[Path, FirstUse]:
     inputs, rebuild = _split_inputs(data)
 
     def program(params: list[Any], data: list[Any]) -> Any:
@@ -272,7 +304,8 @@ def _uses(use: Use, data: PyTree, leaves: Mapping[Path, _Leaf]) -> dict[Path, Fi
             return use(unflatten(dict(zip(leaves, params, strict=True))), rebuild(data))
 
     params = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves.values()]
-    return dict(zip(leaves, first_uses(program, params, inputs), strict=True))
+    matrices = [at for at, path in enumerate(leaves) if path in makers]
+    return dict(zip(leaves, first_uses(program, params, inputs, matrices), strict=True))
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[Path, Any]:

@@ -8,21 +8,24 @@ from typing import Any, TypeAlias
 
 from flaxtrain.params.decay import DecayChoice, decay_mask, per_parameter
 from flaxtrain.params.facts import Facts, ParamFact
-from flaxtrain.tree import flatten
+from flaxtrain.params.text_table import TextTable, listed
+from flaxtrain.tree import Path, flatten
 
 __all__ = ["OverviewRow", "Table", "overview", "readable_bytes"]
 
 Labels: TypeAlias = Mapping[str, Any] | Callable[[ParamFact], Any]
 
-_NAMES_IN_A_NOTE = 5
+_OPTIONAL = ("group", "decay", "lr_mult", "trainable")
 
 
 @dataclass(frozen=True)
 class OverviewRow:
     """One parameter in a `Table`.
 
-    `shape` has an axis that `nn.scan` or `nn.vmap` added in brackets: `[3] x 8 x 16`. `group`,
-    `decay` and `trainable` are None where `overview` wasn't told about them.
+    `shape` has an axis that `nn.scan` or `nn.vmap` added in brackets: `[3] x 8 x 16`. `rule` is
+    the evidence that decided the role. `group`, `decay`, `lr_mult` and `trainable` are None
+    where `overview` wasn't told about them; `trainable` is text, such as `from step 60`, where
+    it changes in the run.
     """
 
     path: str
@@ -31,9 +34,11 @@ class OverviewRow:
     shape: str
     dtype: str
     size: int
+    rule: str = ""
     group: str | None = None
     decay: bool | None = None
-    trainable: bool | None = None
+    lr_mult: str | None = None
+    trainable: bool | str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,24 +58,41 @@ class Table:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The titles of the columns; `group`, `decay` and `trainable` only where known."""
-        optional = ("group", "decay", "trainable")
+        """The titles of the columns; those from `group` on only where known."""
         known = [
-            title for title in optional if any(getattr(r, title) is not None for r in self.rows)
+            title
+            for title in _OPTIONAL
+            if any(getattr(r, title) is not None for r in self.rows)
         ]
         return ("path", "class", "role", "shape", "dtype", "size", *known)
 
     def __str__(self) -> str:
         """Returns the table as aligned text, with totals and notes."""
-        cells = [self.columns, *(self._cells(row) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(map(self._aligned, self.columns, line, widths)).rstrip() for line in cells
-        ]
-        return "\n".join([*lines, *self.totals, *(f"note: {note}" for note in self.notes)])
+        return self.text()
 
-    def markdown(self) -> str:
+    def text(self, *, rules: bool = False) -> str:
+        """Returns the table as aligned text, with totals and notes.
+
+        Args:
+            rules: whether there is a column with the evidence that decided each role.
+
+        Example:
+            >>> import flax.linen as nn, jax.numpy as jnp
+            >>> from flaxtrain.params import param_facts
+            >>> facts = param_facts(nn.Dense(4, use_bias=False), jnp.ones((1, 3)))
+            >>> print(overview(facts).text(rules=True))
+            path    class  role    shape  dtype    size  rule
+            kernel  Dense  kernel  3 x 4  float32    12  class Dense
+            1 parameter, 12 values, 48 B
+        """
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join([str(self._cells(rules)), *self.totals, *notes])
+
+    def markdown(self, *, rules: bool = False) -> str:
         """Returns the table as markdown.
+
+        Args:
+            rules: whether there is a column with the evidence that decided each role.
 
         Example:
             >>> import flax.linen as nn, jax.numpy as jnp
@@ -83,25 +105,17 @@ class Table:
             <BLANKLINE>
             1 parameter, 12 values, 48 B
         """
-        rules = ["---:" if title == "size" else "---" for title in self.columns]
-        lines = [f"| {' | '.join(self.columns)} |", f"|{'|'.join(rules)}|"]
-        for row in self.rows:
-            path, *rest = (cell.replace("|", "\\|") for cell in self._cells(row))
-            lines.append(f"| {' | '.join([f'`{path}`', *rest])} |")
         totals = "\n\n".join(self.totals)
-        return "\n".join(
-            [*lines, "", totals, "", *(f"- {note}" for note in self.notes)]
-        ).rstrip()
+        notes = (f"- {note}" for note in self.notes)
+        return "\n".join([self._cells(rules).markdown(), "", totals, "", *notes]).rstrip()
 
-    def _cells(self, row: OverviewRow) -> tuple[str, ...]:
-        values = (
-            getattr(row, "owner" if title == "class" else title) for title in self.columns
+    def _cells(self, rules: bool) -> TextTable:
+        columns = (*self.columns, "rule") if rules else self.columns
+        rows = tuple(
+            tuple(_text(getattr(row, "owner" if t == "class" else t)) for t in columns)
+            for row in self.rows
         )
-        return tuple(map(_text, values))
-
-    @staticmethod
-    def _aligned(title: str, cell: str, width: int) -> str:
-        return cell.rjust(width) if title == "size" else cell.ljust(width)
+        return TextTable(columns, rows, right=("size",), code=("path",))
 
 
 def overview(
@@ -109,6 +123,9 @@ def overview(
     decay: DecayChoice | None = None,
     groups: Labels | None = None,
     trainable: Labels | None = None,
+    *,
+    lr_mult: Labels | None = None,
+    when: Labels | None = None,
 ) -> Table:
     """Returns the table of parameters, in the order of first use.
 
@@ -118,6 +135,10 @@ def overview(
         groups: the name of each parameter's group: nested dicts with the structure of the
             params, or a function of a `ParamFact`.
         trainable: whether each parameter is trained: nested dicts, or a function.
+        lr_mult: what the learning rate of each parameter is multiplied by, as text (`"0.1"`,
+            `"0.42..1"` for the layers of a stack): nested dicts, or a function.
+        when: when each parameter is trained, as text (`"from step 60"`): nested dicts, or a
+            function. It stands in the place of `trainable`, where it is not empty.
 
     Returns:
         A `Table`, to be printed or written to TensorBoard.
@@ -139,16 +160,11 @@ def overview(
         3 parameters, 40 values, 160 B
         decayed: 1 parameter, 24 values, 96 B
     """
-    where = "overview(facts, {}=)"
-    decayed, grouped, trained = {}, {}, {}
-    if decay is not None:
-        decayed = flatten(decay_mask(facts, decay))
-    if groups is not None:
-        grouped = flatten(per_parameter(facts, groups, str, where=where.format("groups")))
-    if trainable is not None:
-        trained = flatten(
-            per_parameter(facts, trainable, bool, where=where.format("trainable"))
-        )
+    decayed = {} if decay is None else flatten(decay_mask(facts, decay))
+    grouped = _column(facts, groups, str, "groups")
+    trained = _column(facts, trainable, bool, "trainable")
+    factors = _column(facts, lr_mult, str, "lr_mult")
+    times = _column(facts, when, str, "when")
     ordered = facts.by_depth()
     rows = tuple(
         OverviewRow(
@@ -158,9 +174,11 @@ def overview(
             shape=shape_text(fact),
             dtype=fact.dtype.name,
             size=fact.size,
+            rule=fact.rule,
             group=grouped.get(fact.path),
             decay=decayed.get(fact.path),
-            trainable=trained.get(fact.path),
+            lr_mult=factors.get(fact.path),
+            trainable=times.get(fact.path) or trained.get(fact.path),
         )
         for fact in ordered
     )
@@ -168,7 +186,16 @@ def overview(
     for title, column in (("decayed", decayed), ("trainable", trained)):
         if column:
             totals.append(f"{title}: {_total([fact for fact in ordered if column[fact.path]])}")
+    still = [fact for fact in ordered if trained and not trained[fact.path]]
+    if still:
+        totals.append(f"frozen: {_total(still)}")
     return Table(rows, tuple(totals), tuple(_notes(ordered)))
+
+
+def _column(facts: Facts, labels: Labels | None, kind: type, name: str) -> dict[Path, Any]:
+    if labels is None:
+        return {}
+    return flatten(per_parameter(facts, labels, kind, where=f"overview(facts, {name}=)"))
 
 
 def shape_text(fact: ParamFact) -> str:
@@ -215,15 +242,10 @@ def _notes(facts: Sequence[ParamFact]) -> list[str]:
         ("tied, used in several places:", lambda fact: (fact.uses or 0) > 1),
     )
     return [
-        f"{title} {_names([fact.name for fact in facts if belongs(fact)])}"
+        f"{title} {listed([fact.name for fact in facts if belongs(fact)])}"
         for title, belongs in kinds
         if any(map(belongs, facts))
     ]
-
-
-def _names(names: Sequence[str]) -> str:
-    shown, rest = names[:_NAMES_IN_A_NOTE], len(names) - _NAMES_IN_A_NOTE
-    return ", ".join(shown) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _text(value: Any) -> str:

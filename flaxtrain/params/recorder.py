@@ -48,7 +48,7 @@ class Recorder:
 
     Attributes:
         declared: path of the declared name to the first declaration of it.
-        modules: path of a scope to the classes of the modules that ran in it.
+        modules: path of a scope to the classes of the modules that ran in it, outer ones first.
         streams: names of the random streams that modules drew from, without `params`.
         stream: a stream name that nobody has used. With it among the rngs, neither `jax.jit`
             nor `nn.jit` can answer from its cache, which would run no Python and hide the
@@ -74,18 +74,23 @@ class Recorder:
         kwargs: Any,
         context: nn.module.InterceptorContext,
     ) -> Any:
-        if context.module.scope is not None:
+        if context.module.scope is not None and not _is_rehearsal(context.module):
             self._watch(context.module)
         return method(*args, **kwargs)
 
+    def around(self, owner: type[nn.Module] | None, place: Path) -> tuple[type[nn.Module], ...]:
+        """Returns the classes of the modules around the one of class `owner` at `place`."""
+        here = self.modules.get(place, [])
+        sharing = here[: here.index(owner)] if owner in here else here
+        above = (self.modules.get(place[:end], []) for end in range(len(place)))
+        return (*itertools.chain.from_iterable(above), *sharing)
+
     def _watch(self, module: nn.Module) -> None:
         self._keep_stream(module)
+        # At every call, for `nn.share_scope` moves a module that has run its `setup`.
+        self._place(module)
         if "param" in vars(module):
             return
-        classes = self.modules.setdefault(_scope(module).path, [])
-        owner = _declared_class(type(module))
-        if owner not in classes:
-            classes.append(owner)
         for name, recording in (
             ("param", self._param(module)),
             ("variable", self._variable(module)),
@@ -93,6 +98,14 @@ class Recorder:
             ("make_rng", self._make_rng(module)),
         ):
             object.__setattr__(module, name, recording)
+
+    def _place(self, module: nn.Module) -> None:
+        if isinstance(module.parent, nn.Module) and module.parent.scope is not None:
+            self._place(module.parent)  # no method of it may have run
+        classes = self.modules.setdefault(_scope(module).path, [])
+        owner = _declared_class(type(module))
+        if owner not in classes:
+            classes.append(owner)
 
     def _keep_stream(self, module: nn.Module) -> None:
         """Adds the fresh stream where `nn.scan` or `nn.vmap` dropped it, for it isn't split."""
@@ -169,6 +182,11 @@ class Recorder:
 
 def _scope(module: nn.Module) -> Any:
     return module.scope
+
+
+def _is_rehearsal(module: nn.Module) -> bool:
+    """Whether flax runs a lifted module's `setup` only to check it, at the path of the root."""
+    return isinstance(_scope(module).root, nn.module.TestScope)
 
 
 def _declared_class(cls: type[nn.Module]) -> type[nn.Module]:

@@ -1,9 +1,10 @@
 """What a parameter is for: its role, from the best evidence there is.
 
 Evidence in order: what the user says; the class of the module that declares the parameter; the
-parameter's name; the rank of its local shape without axes of size 1. The rank decides only for
-modules of classes flaxtrain doesn't know (a `Dense` kernel of shape `(8, 1)` stays a kernel),
-and it has to be the local shape: under `nn.scan` a norm scale has two axes.
+parameter's name, with those of its neighbours; the rank of its local shape without axes of size
+1. The rank decides only for modules of classes flaxtrain doesn't know (a `Dense` kernel of
+shape `(8, 1)` stays a kernel), and it has to be the local shape: under `nn.scan` a norm scale
+has two axes.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ ROLES = (
     "gain",
     "recurrent",
     "scalar",
+    "lora",
     "other",
 )
 """Every role: what is multiplied with activations (`kernel`; `recurrent` from hidden state to
 hidden state), what is added (`bias`), what norms own (`norm_scale`, `norm_bias`), tables of
 vectors (`embedding`, `pos_embedding`), learned inputs (`token`: cls token, latents, prompts),
-factors per channel outside of norms (`gain`), single numbers (`scalar`), and the rest
-(`other`)."""
+factors per channel outside of norms (`gain`), single numbers (`scalar`), adapters of kernels
+(`lora`), and the rest (`other`)."""
 
 Verdict = tuple[str, str]
 
@@ -64,45 +66,33 @@ _OWNERS: tuple[tuple[type[nn.Module], dict[str, str]], ...] = (
 )
 
 # Words of a name, after splitting `pos_embedding`, `posEmbedding` and `w1` into words.
-_POSITION = {
-    "pos",
-    "position",
-    "positions",
-    "positional",
-    "posemb",
-    "posembed",
-    "relpos",
-    "wpe",
+_POSITION = {"pos", "position", "positions", "positional"} | {
+    *("posemb", "posembed", "relative", "relpos", "wpe")
 }
-_KERNEL = {"kernel", "kernels"}
+_KERNEL = {"kernel", "kernels", "proj", "projection"}
 _BIAS = {"bias", "biases", "beta", "offset", "shift"}
-_TABLE = {
-    "embedding",
-    "embeddings",
-    "embed",
-    "embeds",
-    "emb",
-    "table",
-    "codebook",
-    "vocab",
-    "wte",
+_TABLE = {"embedding", "embeddings", "embed", "embeds", "embedder", "emb", "embs"} | {
+    *("table", "codebook", "vocab", "wte")
 }
-_TOKEN = {
-    "cls",
-    "token",
-    "tokens",
-    "latents",
-    "queries",
-    "register",
-    "registers",
-    "prompt",
-    "prompts",
+_TOKEN = {"cls", "token", "tokens", "latents", "queries"} | {
+    *("register", "registers", "prompt", "prompts")
 }
 _GAIN = {"scale", "scales", "gamma", "gain", "layerscale"}
-_NORM_MODULE = re.compile(r"(^|_)(ln|bn|gn|norm|[a-z]+norm)\d*(_|$)", re.IGNORECASE)
+_WEIGHT = {"weight", "weights", "w"}
+_NORM_MODULE = re.compile(r"(^|_)(ln|bn|gn|rms|norm|[a-z]+norm)\d*(_|$)", re.IGNORECASE)
+_NORM_WORD = re.compile(r"[a-z]*norm|normali[sz](e|er|ation)|[blg]n|rms|grn")
+# `PreNormBlock` is no norm: it has one.
+_HAS_NORMS = {"attention", "block", "conv", "decoder", "dense", "encoder", "head"} | {
+    *("linear", "mlp", "model", "net", "transformer")
+}
+# What may stand beside "embedding" in the name of a class that is a table (`PatchEmbed` isn't).
+_OF_TABLE = {"encoding", "input", "learned", "learnable", "shared", "tied", "token", "word"}
 # The part of a cell, or a parameter of it, that reads the hidden state: `hi`, `hh`, `w_hh`,
 # `recurrent_kernel`.
 _HIDDEN = re.compile(r"(^|_)(h[a-z]?|hidden\w*|recurrent\w*)$|^recurrent_", re.IGNORECASE)
+_RECURRENT = {"rnn", "gru", "lstm", "recurrent"}
+# `b1`, `b_in`, `bq`: the bias of `w1`, `w_in`, `wq`.
+_SHORT_BIAS = re.compile(r"b(\d+|[a-z]|_\w+)?")
 
 
 @dataclass(frozen=True)
@@ -112,18 +102,18 @@ class Evidence:
     Attributes:
         path: its path in the params.
         owner: class of the module that declared it; None where none was seen.
-        owner_path: path of that module.
         around: classes of the modules in the scope around the owner.
         local_shape: the shape it was declared with.
         dtype: its dtype.
+        neighbours: the local shapes of it and of those beside it, by last key.
     """
 
     path: Path
     owner: type[nn.Module] | None
-    owner_path: Path
     around: tuple[type[nn.Module], ...]
     local_shape: tuple[int, ...]
     dtype: Any
+    neighbours: Mapping[str, tuple[int, ...]]
 
     @property
     def rank(self) -> int:
@@ -132,8 +122,39 @@ class Evidence:
 
     @property
     def module_name(self) -> str:
-        """The last key of the owner's path."""
-        return self.owner_path[-1] if self.owner_path else ""
+        """The key above its own: the module's, or one in the dict that an initialiser made."""
+        return self.path[-2] if len(self.path) > 1 else ""
+
+    @property
+    def position(self) -> str | None:
+        """What speaks of positions, the module's name or its class; None if neither does."""
+        assert self.owner is not None
+        names = {"name": self.module_name, "class": self.owner.__name__}
+        found = (f"{kind} {name!r}" for kind, name in names.items() if _POSITION & _set(name))
+        return next(found, None)
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether its name is of a bias: `out_bias`, or `b1` beside a `w1` with more axes."""
+        key = self.path[-1]
+        words = _words(key)
+        if set(words[-1:]) & _BIAS or (self.rank <= 1 and set(words) & _BIAS):
+            return True
+        if self.rank <= 1 or not _SHORT_BIAS.fullmatch(key):
+            return _SHORT_BIAS.fullmatch(key) is not None
+        kernel = self.neighbours.get("w" + key[1:], ())
+        left = iter(kernel)
+        return len(kernel) > len(self.local_shape) and all(n in left for n in self.local_shape)
+
+
+def is_matrix(role: str, local_shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is multiplied with activations and has more than one axis to it."""
+    return role in ("kernel", "recurrent") and sum(size > 1 for size in local_shape) > 1
+
+
+def makes_hidden(role: str) -> bool:
+    """Whether what comes of a parameter and the data is a hidden activation."""
+    return role in ("kernel", "recurrent", "embedding")
 
 
 def infer_role(evidence: Evidence) -> Verdict:
@@ -153,26 +174,35 @@ def _by_owner(evidence: Evidence) -> Verdict | None:
             return _refine(evidence, roles[key], f"class {owner.__name__}")
     if issubclass(owner, nn.WeightNorm):
         return "norm_scale", f"class {owner.__name__}"
-    named_norm = any("norm" in cls.__name__.lower() for cls in owner.__mro__)
-    if named_norm and evidence.rank <= 1:
-        role = (
-            "norm_bias"
-            if _words(key)[-1:] == ["b"] or _BIAS & set(_words(key))
-            else "norm_scale"
-        )
+    named = evidence.is_bias or set(_words(key)[-1:]) & _GAIN
+    if _is_norm(owner) and (evidence.rank <= 1 or named):
+        role = "norm_bias" if evidence.is_bias else "norm_scale"
         return role, f"class {owner.__name__} is a norm"
-    if issubclass(owner, RNNCellBase) and evidence.rank > 1 and _HIDDEN.search(key):
+    if _is_cell(owner) and evidence.rank > 1 and _HIDDEN.search(key):
         return "recurrent", f"{key!r} of the cell {owner.__name__}"
     return None
 
 
+def _is_norm(owner: type[nn.Module]) -> bool:
+    """Whether the name of the class, or of one of its bases, is that of a norm."""
+    return any(
+        any(map(_NORM_WORD.fullmatch, words)) and not _HAS_NORMS & set(words)
+        for words in (_words(cls.__name__) for cls in owner.__mro__)
+    )
+
+
+def _is_cell(cls: type[nn.Module]) -> bool:
+    words = _set(cls.__name__)
+    return issubclass(cls, RNNCellBase) or ("cell" in words and bool(words & _RECURRENT))
+
+
 def _refine(evidence: Evidence, role: str, rule: str) -> Verdict:
     """Tells hidden-to-hidden kernels and position tables from others of their class."""
-    cell = next((cls for cls in evidence.around if issubclass(cls, RNNCellBase)), None)
+    cell = next(filter(_is_cell, evidence.around), None)
     if role == "kernel" and cell is not None and _HIDDEN.search(evidence.module_name):
         return "recurrent", f"{rule}, {evidence.module_name!r} of the cell {cell.__name__}"
-    if role == "embedding" and _POSITION & set(_words(evidence.module_name)):
-        return "pos_embedding", f"{rule}, name {evidence.module_name!r}"
+    if role == "embedding" and evidence.position:
+        return "pos_embedding", f"{rule}, {evidence.position}"
     return role, rule
 
 
@@ -181,37 +211,60 @@ def _by_name(evidence: Evidence) -> Verdict | None:
     role = _role_of_name(key, evidence)
     if role is None:
         return None
-    in_norm = _NORM_MODULE.search(evidence.module_name) and evidence.rank <= 1
-    if in_norm and role in ("gain", "bias"):
-        return (
-            f"norm_{'scale' if role == 'gain' else 'bias'}",
-            f"name {key!r} in {evidence.module_name!r}",
-        )
+    place = evidence.module_name
+    if _NORM_MODULE.search(place) and role in ("gain", "bias"):
+        norm_role = "norm_scale" if role == "gain" else "norm_bias"
+        return norm_role, f"name {key!r} in {place!r}"
     if role == "gain" and evidence.rank == 0:
         return "scalar", f"name {key!r}, one value"
-    if role == "embedding" and _POSITION & set(_words(evidence.module_name)):
-        return "pos_embedding", f"name {key!r} in {evidence.module_name!r}"
+    if role == "embedding" and evidence.position:
+        return "pos_embedding", f"name {key!r}, {evidence.position}"
     return role, f"name {key!r}"
 
 
 def _role_of_name(key: str, evidence: Evidence) -> str | None:
-    words = _words(key)
+    words, rank = _words(key), evidence.rank
     last, every = words[-1] if words else "", set(words)
     if last in _KERNEL:
         return "recurrent" if every & {"recurrent", "hidden"} else "kernel"
-    if every & _POSITION:
+    if last in _GAIN:
+        return "gain"
+    if every & _POSITION and rank > 0:
         return "pos_embedding"
-    if last in _BIAS or (key == "b" and evidence.rank <= 1):
+    if evidence.is_bias:
         return "bias"
     if every & _TABLE:
-        return "embedding"
+        # One vector (`mask_embedding`) is no table.
+        return "token" if rank == 1 and evidence.local_shape[-1] > 1 else "embedding"
     if every & _TOKEN:
         return "token"
-    if evidence.rank > 1:
-        return "gain" if last in _GAIN else None
-    # `weight` says nothing by itself; in a module that is named as a norm it is the scale.
-    weight_of_norm = last in ("weight", "w") and _NORM_MODULE.search(evidence.module_name)
-    return "gain" if last in _GAIN or key == "g" or weight_of_norm else None
+    return _role_of_weight(key, last, evidence)
+
+
+def _role_of_weight(key: str, last: str, evidence: Evidence) -> str | None:
+    """Returns the role of names that say less: `weight`, `w_hh`, `lora_a`, `g`."""
+    rank, axes = evidence.rank, len(evidence.local_shape)
+    if rank > 1 and re.search(r"(^|_)hh(_|$)", key):
+        return "recurrent"
+    # To or from a single unit; a vector per channel has its axis of size 1 in front.
+    one_unit = last in _WEIGHT and axes == 2 and evidence.local_shape[1] == 1
+    if rank == 1 and (one_unit or (axes == 2 and "lora" in _words(key))):
+        return "kernel"
+    if "log" in _words(key):  # `A_log`, `log_step`: the logarithm of a factor, entry by entry
+        return "gain"
+    if rank == 2 and last in _WEIGHT and (table := _table_of_class(evidence)):
+        return table
+    weight_of_norm = last in _WEIGHT and _NORM_MODULE.search(evidence.module_name)
+    return "gain" if rank <= 1 and (key == "g" or weight_of_norm) else None
+
+
+def _table_of_class(evidence: Evidence) -> str | None:
+    """Returns the role of the weight of a class that is a table: `TokenEmbedding`."""
+    assert evidence.owner is not None
+    words = _set(evidence.owner.__name__)
+    if not words & (_TABLE | _POSITION) or not words <= _TABLE | _POSITION | _OF_TABLE:
+        return None
+    return "pos_embedding" if words & _POSITION else "embedding"
 
 
 def _by_rank(evidence: Evidence) -> Verdict:
@@ -221,7 +274,12 @@ def _by_rank(evidence: Evidence) -> Verdict:
 
 
 def _words(name: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    # In `RMSNorm2d` the words are `RMS`, `Norm` and `d`.
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def _set(name: str) -> set[str]:
+    return set(_words(name))
 
 
 def override_roles(

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.params import Facts, param_facts
+from flaxtrain.params import Facts, facts_from, param_facts
 from tests.models import example
 
 Array = jax.Array
@@ -28,6 +28,8 @@ IMAGE = jnp.ones((2, 8, 8, 3))
 VIDEO = jnp.ones((2, 3, 8, 8, 3))
 
 ones = nn.initializers.ones
+zeros = nn.initializers.zeros
+lecun = nn.initializers.lecun_normal()
 
 
 @dataclass(frozen=True)
@@ -732,6 +734,51 @@ class RematOfSetup(nn.Module):
         return nn.remat(Table)(name="store").table.sum() * x
 
 
+class Multiplies(Table):
+    def __call__(self, x: Array) -> Array:
+        return x @ self.table
+
+
+class Namesake(nn.Module):
+    """Has a `table` of its own beside a module whose `setup` flax first runs for a check."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.remat(Multiplies)(name="store")(x)
+        return x * self.param("table", ones, (1, 8))
+
+
+class SwitchesInScan(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
+        return Switches(name="one")(x), None
+
+
+class Decorated(nn.Module):
+    @functools.partial(
+        nn.scan, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+    )
+    @nn.compact
+    def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
+        return nn.Dense(8, name="fc")(x) * self.param("g", ones, (1, 8)), None
+
+
+class Ensemble(nn.Module):
+    """Three coders; `encode` is the only method that is mapped."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        coders = nn.vmap(
+            AutoEncoder,
+            in_axes=None,
+            axis_size=3,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            methods=["encode"],
+        )
+        return coders(name="coders").encode(x)
+
+
 class NormInScan(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
@@ -760,6 +807,35 @@ CONTROL = [
         second/bias    Dense  8    -
         second/kernel  Dense  8x8  -
         """,
+    ),
+    Case(
+        "nn.switch in a scan",
+        lambda: Scanned(SwitchesInScan),
+        (ROW,),
+        """
+        stack/one/first/bias     Dense  8    0
+        stack/one/first/kernel   Dense  8x8  0
+        stack/one/second/bias    Dense  8    0
+        stack/one/second/kernel  Dense  8x8  0
+        """,
+    ),
+    Case(
+        "scan as a decorator",
+        Decorated,
+        (ROW, None),
+        "fc/bias Dense 8 0\nfc/kernel Dense 8x8 0\ng Decorated 1x8 0",
+    ),
+    Case(
+        "vmap of another method",
+        Ensemble,
+        (ROW,),
+        "coders/encoder/bias Dense 4 0\ncoders/encoder/kernel Dense 8x4 0",
+    ),
+    Case(
+        "a name that a rehearsed setup has too",
+        Namesake,
+        (ROW,),
+        "store/table Multiplies 8x8 -\ntable Namesake 1x8 -",
     ),
     Case("nn.custom_vjp", OwnDerivative, (ROW,), "fc/bias Dense 5 -\nfc/kernel Dense 8x5 -"),
     Case("remat of a module with setup", RematOfSetup, (ROW,), "store/table Table 8x8 -"),
@@ -800,3 +876,292 @@ def facts_of_example(name: str) -> Facts:
 def _facts_of(name: str) -> Facts:
     case = next(case for case in CASES if case.name == name)
     return param_facts(case.make(), *case.inputs, **case.kwargs)
+
+
+# Kinds of models whose whole tables are written out, in `tests/golden/params`.
+
+
+class RMS(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+        return x * self.param("weight", ones, (1, 1, x.shape[-1]))
+
+
+class Expert(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        x = x @ self.param("w1", lecun, (width, 16))
+        x = nn.relu(x + self.param("b1", zeros, (16,))[None, None])
+        x = x @ self.param("w2", lecun, (16, width))
+        return x + self.param("b2", zeros, (width,))[None, None]
+
+
+class StackedExperts(nn.Module):
+    """Four experts without `nn.vmap`: their axis belongs to the params."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        w1 = self.param("w1", lecun, (4, 8, 16))
+        x = jnp.einsum("btd,edh->beth", x, w1)
+        x = nn.relu(x + self.param("b1", zeros, (4, 16))[None, :, None])
+        x = jnp.einsum("beth,ehd->betd", x, self.param("w2", lecun, (4, 16, 8)))
+        x = x + self.param("b2", zeros, (4, 8))[None, :, None]
+        return jnp.einsum("betd->btde", x)
+
+
+class MoEBlock(nn.Module):
+    """A router and four experts; their output is scaled per channel."""
+
+    vmapped: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
+        vmapped = nn.vmap(
+            Expert,
+            in_axes=None,
+            out_axes=-1,
+            axis_size=4,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        experts = vmapped if self.vmapped else StackedExperts
+        y = RMS(name="norm")(x)
+        gate = nn.softmax(nn.Dense(4, use_bias=False, name="router")(y))
+        y = jnp.einsum("bte,btde->btd", gate, experts(name="experts")(y))
+        return x + y * self.param("layer_scale", ones, (8,))[None, None], None
+
+
+class MoE(nn.Module):
+    """Blocks of experts, three in a scan and one behind it; the embedding is tied."""
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        embed = nn.Embed(7, 8, name="embed")
+        x = Scanned(MoEBlock, name="deep")(embed(tokens))[0]
+        x = MoEBlock(vmapped=False, name="last")(x)[0]
+        return embed.attend(RMS(name="final")(x))
+
+
+class NormedWeights(nn.Module):
+    """Norms of weights: each wraps a layer that is its neighbour in the params."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv = functools.partial(nn.Conv, 4, (3, 3))
+        x = nn.WeightNorm(conv(name="conv1"), name="weight1")(x)
+        x = nn.SpectralNorm(conv(name="conv2"), name="spectral1")(x, update_stats=True)
+        x = x.mean(axis=(1, 2))
+        x = nn.WeightNorm(nn.Dense(6, name="fc1"), name="weight2")(x)
+        return nn.SpectralNorm(nn.Dense(5, name="fc2"), name="spectral2")(x, update_stats=True)
+
+
+class Rescales(nn.Module):
+    """Multiplies and adds a parameter per channel, under the names that it is given."""
+
+    scale: str
+    bias: str = ""
+    size: int = 8
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x * self.param(self.scale, ones, (1, 1, self.size))
+        return x + self.param(self.bias, zeros, (self.size,))[None, None] if self.bias else x
+
+
+class LN(Rescales):
+    pass
+
+
+class LayerNormalization(Rescales):
+    pass
+
+
+class GRN(Rescales):
+    pass
+
+
+class ScaleNorm(Rescales):
+    pass
+
+
+class LayerNorm2d(Rescales):
+    pass
+
+
+class LayerScale(Rescales):
+    pass
+
+
+class NormalHead(Rescales):
+    """Named after the distribution."""
+
+
+class PreNormBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = nn.LayerNorm(name="ln", use_bias=False)(x)
+        y = nn.Dense(8, name="fc")(y) * self.param("gamma", ones, (1, 1, 8))
+        return x + y + self.param("shift", zeros, (1, 1, 8))
+
+
+class Rescalings(nn.Module):
+    """Vectors per channel: of norms that are written by hand, and of others."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = RMS(name="first")(x)
+        x = LN("g", "b", name="second")(x)
+        x = LayerNormalization("gamma", "beta", name="third")(x)
+        x = GRN("gamma", "beta", name="fourth")(x)
+        x = ScaleNorm("g", size=1, name="fifth")(x)
+        x = LayerNorm2d("weight", "bias", name="sixth")(x)
+        x = Rescales("scale", "bias", name="norm_in")(x)
+        x = Rescales("w", "offset", name="ln_out")(x)
+        x = LayerScale("gamma", name="ls1")(x)
+        x = LayerScale("weight", name="ls2")(x)
+        x = NormalHead("spread", "b1", name="head")(x)
+        x = Rescales("alpha", "b_out", name="affine")(x)
+        x = Rescales("temperature", size=1, name="cool")(x)
+        return PreNormBlock(name="block")(x)
+
+
+class Adapter(nn.Module):
+    """Puts its own params beside those of `base`."""
+
+    base: nn.Module
+    rank: int
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.base)
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y, rank = self.base(x), self.rank
+        x = x @ self.param("lora_a", lecun, (x.shape[-1], rank))
+        return y + x @ self.param("lora_b", zeros, (rank, y.shape[-1]))
+
+
+class AdaptedBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
+        return x + Adapter(nn.Dense(8, name="proj"), 2, name="unused_name")(x), None
+
+
+class Adapted(nn.Module):
+    """Low-rank adapters in a scan, and one of rank 1 behind it."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Scanned(AdaptedBlock, name="deep")(x)[0]
+        return Adapter(nn.Dense(3, use_bias=False, name="head"), 1)(x)
+
+
+class Coder(nn.Module):
+    """Has no `__call__`: what training calls are `encode` and `decode`."""
+
+    def setup(self) -> None:
+        self.decoder = nn.Dense(8)
+        self.embed = nn.Embed(7, 8)
+        self.encoder = nn.Dense(4)
+        self.wpe = self.param("wpe", zeros, (1, 4, 8))
+        self.mask_embedding = self.param("mask_embedding", zeros, (8,))
+
+    def encode(self, tokens: Array) -> Array:
+        masked = jnp.where((tokens == 0)[..., None], self.mask_embedding, self.embed(tokens))
+        return self.encoder(masked + self.wpe)
+
+    def decode(self, z: Array) -> Array:
+        return self.embed.attend(self.decoder(z))
+
+
+def coder_facts() -> Facts:
+    """Returns the facts of `Coder` for a loss that calls both of its methods."""
+    model, key = Coder(), jax.random.key(0)
+
+    def initialise(extra: dict[str, Array]) -> Any:
+        rngs = {"params": key, **extra}
+        z, first = model.init_with_output(rngs, TOKENS, method="encode")
+        second = model.init(rngs, z, method="decode")
+        return {"params": {**first["params"], **second["params"]}}
+
+    def loss(params: Any, tokens: Array) -> Array:
+        z = model.apply({"params": params}, tokens, method="encode")
+        return model.apply({"params": params}, z, method="decode").sum()
+
+    return facts_from(initialise, loss, TOKENS)
+
+
+class TwoModes(nn.Module):
+    """Has an auxiliary head in training, and a calibrated temperature in evaluation."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = nn.BatchNorm(use_running_average=not train, name="bn")(nn.Dense(8, name="fc")(x))
+        if train:
+            return x + nn.Dense(1, name="auxiliary")(x)
+        return x / self.param("temperature", ones, (1, 1))
+
+
+def two_modes_facts() -> Facts:
+    """Returns the facts of `TwoModes` with the params of both modes, used as in training."""
+    model, key = TwoModes(), jax.random.key(0)
+
+    def initialise(extra: dict[str, Array]) -> Any:
+        rngs = {"params": key, **extra}
+        training, evaluation = (model.init(rngs, ROW, train=flag) for flag in (True, False))
+        return {"params": {**evaluation["params"], **training["params"]}}
+
+    def use(params: Any, x: Array) -> Any:
+        return model.apply({"params": params}, x, train=True, mutable="batch_stats")
+
+    return facts_from(initialise, use, ROW)
+
+
+class Control(nn.Module):
+    """A condition, a switch and a loop, one after the other."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Branches(name="either")(x)
+        x = Switches(name="one")(x)
+        return Repeats(name="often")(x)
+
+
+class Body(nn.Module):
+    """Its params are a dict that one initialiser returns."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        tree = self.param(
+            "layer",
+            lambda _: {
+                "ln": {"scale": jnp.ones((8,)), "bias": jnp.zeros((8,))},
+                "mlp": {"w": jnp.ones((8, 8)), "b": jnp.zeros((1, 8))},
+            },
+        )
+        x = x * tree["ln"]["scale"][None] + tree["ln"]["bias"][None]
+        return x @ tree["mlp"]["w"] + tree["mlp"]["b"]
+
+
+class Mapped(nn.Module):
+    """`remat_scan` over two axes, and a head whose kernel is stored transposed."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.remat_scan(Body, lengths=(2, 3))(name="deep")(x)
+        return Transposed(name="head")(x)
+
+
+KINDS: dict[str, Callable[[], Facts]] = {
+    "MoE": lambda: param_facts(MoE(), TOKENS),
+    "NormedWeights": lambda: param_facts(NormedWeights(), IMAGE),
+    "Rescalings": lambda: param_facts(Rescalings(), SEQUENCE),
+    "Adapted": lambda: param_facts(Adapted(), SEQUENCE),
+    "Coder": coder_facts,
+    "TwoModes": two_modes_facts,
+    "Control": lambda: param_facts(Control(), ROW),
+    "Mapped": lambda: param_facts(Mapped(), ROW),
+}
+"""Makers of the tables that `test_golden` compares with what is written."""

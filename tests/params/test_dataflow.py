@@ -19,7 +19,7 @@ Array = jax.Array
 def uses(function: Callable[..., Any], count: int, data: Any = (X,)) -> list[tuple[Any, int]]:
     """Returns `(depth, uses)` of each of `count` parameters of `function(params, *data)`."""
     found = first_uses(lambda p, d: function(p, *d), [X] * count, list(data))
-    return [tuple(each) for each in found]
+    return [(each.depth, each.uses) for each in found]
 
 
 def test_parameters_are_ordered_by_first_use_and_not_by_position() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import pytest
 
 from flaxtrain.errors import UnknownParameterError
@@ -80,6 +81,11 @@ def test_equal_models_have_equal_tables_and_different_ones_different() -> None:
 def test_an_unresolved_owner_prints_as_a_question_mark() -> None:
     fact = dataclasses.replace(FACTS.params[0], owner=None, resolved=False)
     assert fact.owner_name == "?"
+
+
+def test_the_modules_around_are_classes_and_leave_the_owner_out() -> None:
+    kernel = FACTS["Dense_0/kernel"]
+    assert (kernel.around, kernel.owner) == ((MLP,), nn.Dense)
 
 
 def test_owner_path_is_the_module_and_not_the_parameter() -> None:

@@ -1,4 +1,7 @@
-"""The tables of six models, written by hand in `tests/golden/params` and read row by row."""
+"""The tables of models, written in `tests/golden/params` and read row by row.
+
+`-` stands for none: no axes, no shape (a single number), no depth, no module around.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import pytest
 from flaxtrain.params import Facts, decay_mask, param_facts
 from flaxtrain.tree import flatten
 from tests.models import example
+from tests.params.models import KINDS
 
 TABLES = Path(__file__).parents[1] / "golden" / "params"
+COLUMNS = "path class role local shape axes decay depth uses around"
 
 
 def written(name: str) -> list[list[str]]:
@@ -20,12 +25,15 @@ def written(name: str) -> list[list[str]]:
 
 def found(facts: Facts) -> list[list[str]]:
     decayed = flatten(decay_mask(facts))
-    rows = [["path", "class", "role", "local", "shape", "decay", "depth", "uses"]]
+    rows = [COLUMNS.split()]
     for fact in facts.by_depth():
         local, shape = ("x".join(map(str, sizes)) for sizes in (fact.local_shape, fact.shape))
+        axes = ",".join(map(str, fact.lifted_axes))
         decay = "yes" if decayed[fact.path] else "no"
-        order = [str(fact.depth), str(fact.uses)]
-        rows.append([fact.name, fact.owner_name, fact.role, local, shape, decay, *order])
+        depth = "" if fact.depth is None else str(fact.depth)
+        around = ".".join(cls.__name__ for cls in fact.around)
+        row = [fact.name, fact.owner_name, fact.role, local, shape, axes, decay, depth]
+        rows.append([cell or "-" for cell in [*row, str(fact.uses), around]])
     return rows
 
 
@@ -34,3 +42,15 @@ def test_the_facts_are_those_written_by_hand(name: str) -> None:
     model, inputs = example(name)
     flags = {} if name == "MLP" else {"train": True}
     assert found(param_facts(model, inputs, **flags)) == written(name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_facts_of_other_kinds_of_models_are_those_written(name: str) -> None:
+    facts = KINDS[name]()
+    assert found(facts) == written(name)
+    assert all(fact.resolved for fact in facts.params)
+
+
+def test_every_table_has_its_model() -> None:
+    names = {"MLP", "CNN", "ResNet", "ViT", "GPT", "LSTM", *KINDS}
+    assert {path.stem for path in TABLES.iterdir()} == names

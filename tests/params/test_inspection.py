@@ -58,6 +58,56 @@ def test_there_are_at_least_the_32_models_that_were_asked_for() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 32
 
 
+@pytest.mark.parametrize(
+    ("case", "name", "around"),
+    [
+        ("setup with a list and a dict", "pos_embedding", ""),
+        ("setup with a list and a dict", "layers_0/kernel", "Setup"),
+        ("scan in scan", "stack/pair/ln/scale", "Scanned Pair Block"),
+        ("scan in scan", "stack/pair/gamma", "Scanned Pair"),
+        ("scan of remat", "stack/up/kernel", "Scanned Block"),
+        ("experts by vmap", "experts/kernel", "Mixture"),
+        ("nn.jit in a scan", "stack/fc/kernel", "Scanned Jitted"),
+        # By path, not by call: a cell is a neighbour of the RNN that runs it, and a module that
+        # is passed to another stays where it was made.
+        ("bidirectional", "gru/hn/kernel", "Both GRUCell"),
+        ("module passed to another", "shared/kernel", "Shares"),
+        ("attribute without a call", "store/table", "ReadsAttribute"),
+        ("mapped variables", "fc/kernel", "Transposed"),
+        ("remat_scan", "kernel", ""),
+        # Whoever shares a scope is around what it holds, and not the other way round.
+        ("shared scope", "Dense_0/kernel", "HasLowRank LowRank"),
+        ("shared scope", "Dense_0/A", "HasLowRank"),
+        ("scope shared with a child", "adapted/kernel", "HasAbsorbing Absorbs"),
+        ("scope shared with a child", "adapted/A", "HasAbsorbing"),
+    ],
+)
+def test_the_modules_around_are_known_by_class(case: str, name: str, around: str) -> None:
+    facts = facts_of(next(each for each in CASES if each.name == case))
+    assert [cls.__name__ for cls in facts[name].around] == around.split()
+
+
+def test_the_model_is_around_even_if_none_of_its_methods_runs() -> None:
+    class Holder(nn.Module):
+        inner: nn.Module
+
+    def inner(model: Any, x: jax.Array) -> jax.Array:
+        return model.inner(x)
+
+    facts = param_facts(Holder(nn.Dense(2)), ROW, method=inner)
+    assert facts["inner/kernel"].around == (Holder,)
+
+
+def test_what_is_around_a_parameter_without_a_module_is_known_too() -> None:
+    def initialise(extra: dict[str, jax.Array]) -> Any:
+        params = ViT().init({**KEYS, **extra}, models.IMAGE)["params"]
+        grafted = {**params["block0"], "grafted": jnp.ones((4, 4))}
+        return {"params": {**params, "block0": grafted}}
+
+    fact = facts_from(initialise)["block0/grafted"]
+    assert (fact.resolved, fact.owner_name, fact.around) == (False, "TransformerBlock", (ViT,))
+
+
 @pytest.mark.parametrize("make", [models.Jitted, lambda: models.Scanned(models.Jitted)])
 def test_a_warm_cache_of_nn_jit_hides_no_module(make: Any) -> None:
     model = make()
@@ -134,6 +184,14 @@ def test_the_branches_of_lifted_control_flow_are_all_used() -> None:
 def test_parameters_that_exist_only_in_training_are_there_in_training_only() -> None:
     assert "auxiliary/kernel" in param_facts(models.OnlyInTraining(), ROW, train=True)
     assert "auxiliary/kernel" not in param_facts(models.OnlyInTraining(), ROW, train=False)
+
+
+def test_a_parameter_of_evaluation_is_in_the_table_only_if_init_ran_for_it() -> None:
+    training = param_facts(models.TwoModes(), ROW, train=True)
+    assert "temperature" not in training
+    both = models.two_modes_facts()
+    assert [fact.name for fact in both.params if fact not in training.params] == ["temperature"]
+    assert both["temperature"].uses == 0
 
 
 def test_partitioning_has_the_names_of_all_axes() -> None:
@@ -328,7 +386,11 @@ def test_a_model_that_fails_is_named_with_its_own_error(model: nn.Module, found:
     assert caught.value.where and caught.value.fix
 
 
-@pytest.mark.parametrize("value", [(1.0, 2.0), None], ids=["tuple", "none"])
+@pytest.mark.parametrize(
+    "value",
+    [(1.0, 2.0), None, [jnp.ones(3)], (jnp.ones(3),)],
+    ids=["tuple", "none", "list of one array", "tuple of one array"],
+)
 def test_a_parameter_that_is_no_array_is_refused(value: Any) -> None:
     class Odd(nn.Module):
         @nn.compact

@@ -43,16 +43,33 @@ def role_of(name: str, shape: tuple[int, ...], module: str = "part", cls: str = 
         ("bias", (2, 4), "bias"),
         ("b", (8,), "bias"),
         ("b", (8, 8), "kernel"),
+        ("b1", (8,), "bias"),
+        ("b_out", (1, 8), "bias"),
+        ("bq", (8,), "bias"),
+        ("b1", (4, 8), "kernel"),
+        ("bias_k", (1, 1, 8), "bias"),
+        ("bias_kernel", (8, 8), "kernel"),
+        ("beam", (8,), "gain"),
         ("out_bias", (8,), "bias"),
         ("beta", (8,), "bias"),
         ("relative_position_bias_table", (7, 2), "pos_embedding"),
         ("pos_embedding", (1, 4, 8), "pos_embedding"),
         ("posEmbedding", (4, 8), "pos_embedding"),
+        ("position_bias", (2, 4, 4), "pos_embedding"),
+        ("relative_attention_bias", (7, 2), "pos_embedding"),
+        ("pos_scale", (), "scalar"),
+        ("pos_proj", (8, 8), "kernel"),
         ("positional", (4, 8), "pos_embedding"),
         ("word_embeddings", (7, 8), "embedding"),
         ("token_embedding", (7, 8), "embedding"),
         ("table", (8, 8), "embedding"),
         ("codebook", (8, 8), "embedding"),
+        ("embedding", (8, 1), "embedding"),
+        ("embed_scale", (), "scalar"),
+        ("vocab_bias", (8,), "bias"),
+        ("embed_proj", (8, 8), "kernel"),
+        ("class_embedding", (8,), "token"),
+        ("null_embed", (1, 8), "token"),
         ("cls", (1, 1, 8), "token"),
         ("cls_token", (1, 1, 8), "token"),
         ("mask_token", (8,), "token"),
@@ -67,7 +84,16 @@ def role_of(name: str, shape: tuple[int, ...], module: str = "part", cls: str = 
         ("weight", (8,), "gain"),
         ("weight", (1, 8), "gain"),
         ("weight", (8, 8), "kernel"),
+        ("weight", (8, 1), "kernel"),
+        ("weight", (2, 1, 1), "gain"),
         ("w1", (8, 4), "kernel"),
+        ("w1", (8, 1), "kernel"),
+        ("w_hh", (8, 8), "recurrent"),
+        ("A_log", (8, 4), "gain"),
+        ("log_step", (), "scalar"),
+        ("lora_a", (8, 1), "kernel"),
+        ("lora_b", (1, 8), "kernel"),
+        ("temperature", (2, 1, 1), "gain"),
         ("A", (8, 2), "kernel"),
         ("anything", (1, 1, 1), "scalar"),
     ],
@@ -89,6 +115,10 @@ def test_a_custom_module_is_judged_by_name_and_then_by_rank(
         ("bias", (8,), "bn2", "norm_bias"),
         ("embedding", (4, 8), "pos_embed", "pos_embedding"),
         ("weight", (8,), "planner", "gain"),
+        ("weight", (8,), "rms", "norm_scale"),
+        ("scale", (2, 4), "key_norm", "norm_scale"),
+        ("bias", (2, 4), "key_norm", "norm_bias"),
+        ("embedding", (7, 2), "relative_attention_bias", "pos_embedding"),
     ],
 )
 def test_the_name_of_the_module_tells_norms_and_positions(
@@ -104,12 +134,78 @@ def test_the_name_of_the_module_tells_norms_and_positions(
         ("MyLayerNorm", "offset", (8,), "norm_bias"),
         ("ScaleNorm", "g", (), "norm_scale"),
         ("AdaNorm", "kernel", (8, 16), "kernel"),
+        ("AdaNorm", "shift_kernel", (8, 8), "kernel"),
+        ("RMS", "weight", (8,), "norm_scale"),
+        ("LN", "b", (8,), "norm_bias"),
+        ("LayerNorm2d", "weight", (8,), "norm_scale"),
+        ("RMSNormGated", "w", (8,), "norm_scale"),
+        ("L2Normalize", "scale", (), "norm_scale"),
+        ("LayerNormalization", "gamma", (8,), "norm_scale"),
+        ("HeadwiseNorm", "scale", (2, 4), "norm_scale"),
+        ("HeadwiseNorm", "b", (2, 4), "kernel"),
+        ("PreNormBlock", "gamma", (8,), "gain"),
+        ("PreNormBlock", "cls", (1, 1, 8), "token"),
+        ("NormalHead", "spread", (8,), "gain"),
+        ("WeightNormDense", "b", (8,), "bias"),
     ],
 )
-def test_a_class_whose_name_says_norm_is_a_norm(
+def test_a_class_whose_name_says_norm_is_a_norm_unless_it_only_has_norms(
     cls: str, name: str, shape: tuple[int, ...], role: str
 ) -> None:
     assert role_of(name, shape, cls=cls) == role
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "role"),
+    [
+        ("TokenEmbedding", "weight", "embedding"),
+        ("SharedEmbed", "w", "embedding"),
+        ("PatchEmbedding", "weight", "kernel"),
+        ("PositionalEncoding", "weight", "pos_embedding"),
+        ("RelativePositionBiases", "rel_embedding", "pos_embedding"),
+        ("RelationEncoder", "rel_embedding", "embedding"),
+        ("PositionwiseFeedForward", "weight", "kernel"),
+        ("InputProjection", "weight", "kernel"),
+    ],
+)
+def test_the_name_of_the_class_tells_tables(cls: str, name: str, role: str) -> None:
+    assert role_of(name, (7, 8), cls=cls) == role
+
+
+def roles_beside(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Returns the roles of several parameters of one custom module."""
+
+    class Custom(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x * sum(
+                self.param(name, ones, shape).sum() for name, shape in shapes.items()
+            )
+
+    return {fact.name: fact.role for fact in param_facts(Custom(), ROW).params}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kernel", "kernel_shape", "role"),
+    [
+        ("b1", (4, 16), "w1", (4, 8, 16), "bias"),
+        ("bq", (2, 4), "wq", (8, 2, 4), "bias"),
+        ("b", (4, 8), "w", (4, 8, 8), "bias"),
+        ("b1", (4, 16), "w2", (4, 8, 16), "kernel"),  # of another kernel
+        ("b", (8, 8), "w", (8, 8), "kernel"),  # as many axes: a factor of its own
+        ("b", (2, 8), "w", (3, 3, 4, 8), "kernel"),  # 2 is no axis of the kernel
+    ],
+)
+def test_b_with_several_axes_is_the_bias_of_a_w_that_has_those_axes_and_more(
+    name: str, shape: tuple[int, ...], kernel: str, kernel_shape: tuple[int, ...], role: str
+) -> None:
+    assert roles_beside({name: shape, kernel: kernel_shape}) == {name: role, kernel: "kernel"}
+
+
+def test_in_a_dict_of_params_the_key_above_is_taken_for_a_module_name() -> None:
+    facts = models.KINDS["Mapped"]()
+    assert facts["deep/layer/ln/scale"].role == "norm_scale"
+    assert facts["deep/layer/ln/scale"].rule == "name 'scale' in 'ln'"
 
 
 class MyDense(nn.Dense):
@@ -181,6 +277,20 @@ def test_a_cell_of_ones_own_has_recurrent_kernels_by_name() -> None:
     facts = param_facts(nn.RNN(Cell(name="cell")), SEQUENCE)
     assert facts["cell/w_hh"].role == "recurrent"
     assert facts["cell/w_xh"].role == "kernel"
+
+
+def test_a_class_that_is_named_as_a_recurrent_cell_is_one() -> None:
+    def roles(cls: str) -> dict[str, str]:
+        def call(self: nn.Module, x: jax.Array) -> jax.Array:
+            x = nn.Dense(8, name="hidden")(x)
+            return x @ self.param("w_h", ones, (8, 8))
+
+        model: Any = type(cls, (nn.Module,), {"__call__": nn.compact(call)})
+        facts = param_facts(model(), ROW)
+        return {fact.name: fact.role for fact in facts.params if fact.role != "bias"}
+
+    assert roles("MinGRUCell") == {"hidden/kernel": "recurrent", "w_h": "recurrent"}
+    assert roles("LSTMClassifier") == {"hidden/kernel": "kernel", "w_h": "kernel"}
 
 
 def test_norms_around_weights_leave_the_kernel_a_kernel() -> None:

@@ -1,0 +1,78 @@
+"""Tables as aligned text and as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["TextTable", "listed"]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Cells of text under titles; `str(table)` is aligned text, `markdown()` a markdown table.
+
+    Args:
+        columns: the titles.
+        rows: the cells, as many in each row as there are titles.
+        right: the titles of the columns that are aligned to the right: numbers.
+        code: the titles of the columns that markdown shows as code: paths and selectors.
+
+    Example:
+        >>> table = TextTable(("name", "size"), (("a/b", "12"), ("c", "5")), right=("size",))
+        >>> print(table)
+        name  size
+        a/b     12
+        c        5
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = (self.columns, *self.rows)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(self._line(cells, widths) for cells in lines)
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        place: list[Callable[[str, int], str]] = [
+            str.rjust if title in self.right else str.ljust for title in self.columns
+        ]
+        aligned = (put(*cell) for put, *cell in zip(place, cells, widths, strict=True))
+        return "  ".join(aligned).rstrip()
+
+    def markdown(self) -> str:
+        """Returns the table as markdown.
+
+        Example:
+            >>> table = TextTable(("path", "size"), (("a|b", "5"),), ("size",), ("path",))
+            >>> print(table.markdown())
+            | path | size |
+            |---|---:|
+            | `a\\|b` | 5 |
+        """
+        rules = ["---:" if title in self.right else "---" for title in self.columns]
+        lines = [f"| {' | '.join(self.columns)} |", f"|{'|'.join(rules)}|"]
+        for row in self.rows:
+            cells = [
+                f"`{cell}`" if cell and title in self.code else cell
+                for title, cell in zip(self.columns, row, strict=True)
+            ]
+            lines.append(
+                f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+            )
+        return "\n".join(lines)
+
+
+def listed(names: Sequence[Any], shown: int = 5) -> str:
+    """Returns names in one line, the first few of them and how many more there are.
+
+    Example:
+        >>> listed("abcdef", shown=2)
+        'a, b and 4 more'
+    """
+    rest = len(names) - shown
+    return ", ".join(map(str, names[:shown])) + (f" and {rest:,} more" if rest > 0 else "")
