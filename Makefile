@@ -18,12 +18,13 @@ export NPROC ?= 2
 # pyright comes bundled in its wheel: don't ask the network for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test check format pytest slow parity docs build clean
+.PHONY: help demo finetune test check format pytest slow parity docs build clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install into $(VENV), train the default run, print its metrics"
+	@echo "make finetune  compare ways of fine-tuning on the same data, print a table"
 	@echo "make test    everything that must pass: check, pytest with doctests, docs"
 	@echo "make check   format, lint and types only"
 	@echo "make format  rewrite the files in the house style"
@@ -51,6 +52,9 @@ $(VENV)/installed-build: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tasks.digits
+
+finetune: $(VENV)/installed
+	$(BIN)/python -m tasks.finetune_digits
 
 test: check pytest docs
 

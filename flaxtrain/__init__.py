@@ -43,7 +43,8 @@ from flaxtrain.loop import (
     Trainer,
 )
 from flaxtrain.metrics import Mean
-from flaxtrain.spec import OptSpec, get_lr
+from flaxtrain.params import LoRA, Restore
+from flaxtrain.spec import Freeze, Group, LayerDecay, OptSpec, get_lr, set_hyperparameters
 from flaxtrain.train import (
     BoundModel,
     Recipe,
@@ -62,12 +63,17 @@ __all__ = [
     "Evaluate",
     "FitResult",
     "FlaxtrainError",
+    "Freeze",
+    "Group",
     "History",
     "Hook",
+    "LayerDecay",
+    "LoRA",
     "Mean",
     "OptSpec",
     "Plan",
     "Recipe",
+    "Restore",
     "SaveEvery",
     "Task",
     "TensorBoard",
@@ -90,6 +96,7 @@ __all__ = [
     "predict_step",
     "register_task",
     "schedules",
+    "set_hyperparameters",
     "spec_from_config",
     "train_step",
     "trainer_from_config",

@@ -1,51 +1,47 @@
-"""Saving and restoring states; the only module that knows Orbax.
+"""Saving and restoring states.
 
 A checkpoint is a directory with a `manifest.json` (see `flaxtrain.checkpoint.manifest`) and the
 arrays of the named tree in `arrays/`, which Orbax's own `PyTreeCheckpointer` reads too. It is
 written beside its place under a hidden name and moved there by one rename: what has the
 checkpoint's name is whole.
-
-Orbax is handed nested dicts of numpy arrays only. All that it takes amiss (arrays without
-elements, keys with dots, numpy numbers, other shapes when restoring) is dealt with before.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import logging
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
 
-from flaxtrain.checkpoint.compare import check_fits
+from flaxtrain.checkpoint.compare import check_fits, kept_leaves
 from flaxtrain.checkpoint.differences import environment
 from flaxtrain.checkpoint.leaves import LeafRecord, decode, encode, place
-from flaxtrain.checkpoint.manifest import (
-    FileRecord,
-    Manifest,
-    check_json,
-    read_manifest,
-    write_manifest,
-)
+from flaxtrain.checkpoint.manifest import Manifest, check_json, read_manifest, write_manifest
 from flaxtrain.checkpoint.named import leaf_name, name_keys, named_nodes
 from flaxtrain.checkpoint.steps import check_path, unfinished_name
+from flaxtrain.checkpoint.stored_arrays import (
+    ARRAYS,
+    check_files,
+    first_line,
+    read_arrays,
+    write_arrays,
+)
 from flaxtrain.errors import ArgumentTypeError, CheckpointError
 from flaxtrain.tree import key_of, unflatten
 from flaxtrain.typing import PyTree
 
-__all__ = ["read_meta", "restore", "save"]
+__all__ = ["FROM_SPEC", "IF_PRESENT", "read_meta", "restore", "save"]
 
-_ARRAYS = "arrays"
+FROM_SPEC = ("opt_state/hyperparams",)
+"""What a training state has from its spec; no part of what was learnt."""
+
+IF_PRESENT = ("opt_state/learning_rates",)
+"""What a training state has for each group, and a checkpoint with other groups has not."""
 
 
 def save(
@@ -100,25 +96,20 @@ def save(
     partial = target.with_name(unfinished_name(target.name, "partial", token))
     try:
         partial.mkdir(parents=True)
-        files = _write_arrays(partial / _ARRAYS, arrays)
+        files = write_arrays(partial / ARRAYS, arrays)
         write_manifest(partial, Manifest(records, files, environment(), meta))
         _publish(partial, target, token if overwrite else None)
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"the checkpoint could not be written: {_first_line(error)}",
+            f"the checkpoint could not be written: {first_line(error)}",
             where=str(target),
             fix="free space or change permissions; earlier checkpoints are untouched",
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-def _first_line(error: Exception) -> str:
-    """Orbax and tensorstore describe a full disk in paragraphs; the first line says it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _exists(target: Path) -> CheckpointError:
@@ -141,45 +132,6 @@ def _encode(state: PyTree) -> tuple[dict[str, LeafRecord], dict[str, np.ndarray]
         if array is not None:
             arrays[name] = array
     return records, arrays
-
-
-def _write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> dict[str, FileRecord]:
-    if not arrays:  # Orbax refuses an empty tree
-        return {}
-    tree = unflatten({_stored_path(name): array for name, array in arrays.items()})
-    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(directory, tree)
-    # tensorstore syncs its data files itself; what Orbax writes in Python lies at the top.
-    return {
-        str(file.relative_to(directory)): _file_record(file, sync=file.parent == directory)
-        for file in _files(directory)
-    }
-
-
-def _stored_path(name: str) -> tuple[str, ...]:
-    """Orbax joins keys with dots: `{"a.b": x}` and `{"a": {"b": y}}` would become one."""
-    path = tuple(
-        re.sub("[%.]", lambda hit: f"%{ord(hit[0]):02X}", key) for key in name_keys(name)
-    )
-    try:
-        "".join(path).encode("utf-8")
-    except UnicodeEncodeError:
-        raise CheckpointError(
-            "a key is no valid text", where=ascii(name), fix="rename it"
-        ) from None
-    return path or ("%",)
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file())
-
-
-def _file_record(path: Path, *, sync: bool = False) -> FileRecord:
-    with open(path, "rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        if sync:
-            os.fsync(file.fileno())
-        return FileRecord(file.tell(), checksum)
 
 
 def _publish(partial: Path, target: Path, replace_token: str | None) -> None:
@@ -212,62 +164,84 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(read_manifest(check_path(path)).meta)
 
 
-def restore(path: str | os.PathLike[str], like: PyTree | None = None) -> PyTree:
+def restore(
+    path: str | os.PathLike[str],
+    like: PyTree | None = None,
+    *,
+    from_like: Collection[str] = FROM_SPEC,
+    if_present: Collection[str] = IF_PRESENT,
+) -> PyTree:
     """Reads a checkpoint, after making sure that it is whole and that it fits.
+
+    By default a training state whose spec has other groups fits, as long as the optimizers'
+    slots are the same: hyperparameters are those of the state's own spec, and a group that the
+    checkpoint doesn't know has the learning rate of `like`. With `from_like=(), if_present=()`
+    everything comes from the checkpoint, hyperparameters that were edited included.
 
     Args:
         path: the checkpoint's directory.
         like: a state of the same structure, shapes and dtypes, of arrays or
             `jax.ShapeDtypeStruct`s. Each leaf comes back as the same kind of object on the same
             devices; static fields are `like`'s. Without it, nested dicts of numpy arrays.
+        from_like: names of leaves, or of what contains them, such as
+            `"opt_state/hyperparams"`: they are copies of `like`'s, whatever the checkpoint has.
+            Where `like` has a shape only, they come from the checkpoint.
+        if_present: names likewise: these leaves come from the checkpoint where it has them,
+            and are copies of `like`'s otherwise.
 
     Returns:
-        A tree of `like`'s structure; nothing is ever cast or left out.
+        A tree of `like`'s structure; nothing is ever cast, and nothing but what the two
+        arguments allow is left out.
 
     Raises:
         CheckpointError: there is no checkpoint; a file is missing, truncated or changed (the
             files and the leaves in them are named); or the tree differs from `like`, with every
             missing or extra leaf and every other shape or dtype listed.
+        ArgumentTypeError: `from_like` or `if_present` is no collection of names.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> path = save(f"{tempfile.mkdtemp()}/1", {"w": jnp.ones(1), "a": {"x": 1, "y": 2}})
+        >>> like = {"w": jnp.zeros(1), "a": {"x": 10, "z": 30}}
+        >>> restore(path, like, if_present=["a"])
+        {'a': {'x': 1, 'z': 30}, 'w': Array([1.], dtype=float32)}
     """
     target = check_path(path)
+    _check_names(from_like=from_like, if_present=if_present)
     manifest = read_manifest(target)
+    kept: dict[str, Any] = {}
     if like is not None:
-        check_fits(manifest.leaves, like, where=str(target))
-    _check_files(target, manifest)
-    values = _decode(manifest, _read_arrays(target, manifest))
+        kept = kept_leaves(manifest.leaves, like, from_like, if_present)
+        free = (*from_like, *if_present)
+        check_fits(manifest.leaves, like, where=str(target), kept=kept, free=free)
+    check_files(target, manifest)
+    values = _decode(manifest, read_arrays(target, manifest))
     if like is None:
         table = {name_keys(name): value for name, value in values.items()}
         return table[()] if () in table else unflatten(table)
     entries, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [leaf_name(tuple(map(key_of, entry))) for entry, _ in entries]
-    leaves = [place(values[name], leaf, where=name) for name, (_, leaf) in zip(names, entries)]
+    leaves = [
+        _copy(leaf) if name in kept else place(values[name], leaf, where=name)
+        for name, (_, leaf) in zip(names, entries)
+    ]
     return jax.tree.unflatten(structure, leaves)
 
 
-def _read_arrays(target: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    paths = {
-        name: _stored_path(name) for name, record in manifest.leaves.items() if record.is_stored
-    }
-    if not paths:
-        return {}
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    wanted = unflatten(dict.fromkeys(paths.values(), as_numpy))
-    try:
-        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(target / _ARRAYS, restore_args=wanted)
-    except Exception as error:
-        raise CheckpointError(
-            f"the files are as they were written, but can't be read: {_first_line(error)}",
-            where=str(target / _ARRAYS),
-            fix="restore with the version of orbax-checkpoint that read_manifest(path) tells",
-        ) from None
-    return {name: _at(tree, path) for name, path in paths.items()}
+def _check_names(**given: Any) -> None:
+    for argument, names in given.items():
+        several = isinstance(names, Collection) and not isinstance(names, str)
+        if not several or not all(isinstance(name, str) for name in names):
+            raise ArgumentTypeError(
+                f"{argument}={names!r} is no collection of names",
+                where="restore",
+                fix=f'pass a tuple, such as {argument}=("opt_state/hyperparams",)',
+            )
 
 
-def _at(tree: Any, path: tuple[str, ...]) -> np.ndarray:
-    for key in path:
-        tree = tree[key]
-    return tree
+def _copy(leaf: Any) -> Any:
+    """A copy, as `like` may be donated to a compiled function later."""
+    return leaf.copy() if isinstance(leaf, (jax.Array, np.ndarray)) else leaf
 
 
 def _decode(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -275,63 +249,3 @@ def _decode(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> dict[str, A
         name: decode(record, arrays.get(name), where=name)
         for name, record in manifest.leaves.items()
     }
-
-
-def _check_files(target: Path, manifest: Manifest) -> None:
-    """Refuses damaged files before any of them reaches the array store's own parsers."""
-    damage = []
-    for name, record in manifest.files.items():
-        file = target / _ARRAYS / name
-        if not file.is_file():
-            damage.append(f"{name} is missing")
-        elif file.stat().st_size != record.bytes:
-            damage.append(f"{name} has {file.stat().st_size} bytes instead of {record.bytes}")
-        elif _file_record(file) != record:
-            damage.append(f"{name} has changed")
-    if damage:
-        found = "; ".join(damage[:5])
-        raise CheckpointError(
-            f"the checkpoint is damaged: {found}{_damaged_leaves(target / _ARRAYS, manifest)}",
-            where=str(target / _ARRAYS),
-            fix="use another checkpoint; this one was damaged after it was written",
-        )
-
-
-def _damaged_leaves(directory: Path, manifest: Manifest) -> str:
-    """Names the leaves that damaged files hold.
-
-    They are read one at a time with Orbax's own array library: Orbax starts all reads at once,
-    and when several fail, the others are reported on stderr long after.
-    """
-    damaged = []
-    for name, record in manifest.leaves.items():
-        if not record.is_stored:
-            continue
-        base = {"driver": "file", "path": f"{directory}{os.sep}"}
-        inside = {"driver": "ocdbt", "base": base, "path": ".".join(_stored_path(name)) + "/"}
-        try:
-            array: Any = tensorstore.open({"driver": "zarr", "kvstore": inside}).result()
-            # Before reading: a shape made of damaged bytes must not fill the memory.
-            if tuple(array.shape)[: len(record.shape)] != record.shape:
-                damaged.append(name)
-            else:
-                decode(record, np.asarray(array.read().result()), where=name)
-        except Exception:
-            damaged.append(name)
-    more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
-    return f"; leaves affected: {', '.join(damaged[:5])}{more}" if damaged else ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax from logging a failure on its own; it is raised, and told once, by us."""
-
-    def from_others(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(from_others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(from_others)

@@ -1,11 +1,12 @@
 """The command `flaxtrain`.
 
 flaxtrain fit  --config=configs/digits.py --workdir=runs/digits --config.opt.learning_rate=1e-3
-flaxtrain plan --config=configs/digits.py
+flaxtrain plan --config=configs/digits.py --form=rules
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from flaxtrain.cli.from_config import fit_arguments, trainer_from_config
 from flaxtrain.errors import ArgumentError, FlaxtrainError, UnknownNameError, unknown_name
+from flaxtrain.loop import Plan
 
 __all__ = ["fit", "main", "plan"]
 
@@ -36,14 +38,29 @@ def fit(config: ConfigDict, workdir: str | None) -> None:
         print(f"tensorboard --logdir {workdir}")
 
 
-def plan(config: ConfigDict, workdir: str | None) -> None:
-    """Prints what `fit` would do."""
+def plan(config: ConfigDict, workdir: str | None, form: str = "text") -> None:
+    """Prints what `fit` would do, without training.
+
+    Args:
+        config: the run's config.
+        workdir: the run's directory; nothing is written there.
+        form: `"text"`, `"rules"` (text, with the evidence for the role of each parameter),
+            `"markdown"` or `"json"`.
+    """
     trainer, task = trainer_from_config(config, workdir)
     arguments = fit_arguments(config, task)
-    print(trainer.plan(arguments["ds"], epochs=arguments["epochs"], steps=arguments["steps"]))
+    found = trainer.plan(arguments["ds"], epochs=arguments["epochs"], steps=arguments["steps"])
+    print(_FORMS[form](found))
 
 
-COMMANDS: Mapping[str, Callable[[ConfigDict, str | None], None]] = {"fit": fit, "plan": plan}
+_FORMS: Mapping[str, Callable[[Plan], str]] = {
+    "text": Plan.text,
+    "rules": lambda found: found.text(rules=True),
+    "markdown": Plan.markdown,
+    "json": lambda found: json.dumps(found.to_dict(), indent=2),
+}
+
+COMMANDS: Mapping[str, Callable[..., None]] = {"fit": fit, "plan": plan}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,11 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config_flags.DEFINE_config_file("config", None, "the run's config, a Python file")
     workdir = flags.DEFINE_string("workdir", None, "the run's directory")
     flags.mark_flag_as_required("config")
+    own = {}
+    if command == "plan":
+        own["form"] = flags.DEFINE_enum("form", "text", list(_FORMS), "how the plan is written")
 
     def run(rest: Sequence[str]) -> None:
         try:
             _check_rest(rest, command)
-            COMMANDS[command](config.value, workdir.value)
+            chosen = {name: flag.value for name, flag in own.items()}
+            COMMANDS[command](config.value, workdir.value, **chosen)
         except FlaxtrainError as error:
             _fail(error)
 

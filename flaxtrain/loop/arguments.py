@@ -10,6 +10,7 @@ import flax.linen as nn
 from flaxtrain.checks import check_integer
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.metrics.clu_adapter import metric_classes
+from flaxtrain.params import LoRA, Restore
 from flaxtrain.spec import OptSpec
 from flaxtrain.train import check_loss
 
@@ -17,7 +18,14 @@ __all__ = ["as_directory", "check_arguments"]
 
 
 def check_arguments(
-    model: Any, opt_spec: Any, loss: Any, metrics: Any, seed: Any, log_every: Any
+    model: Any,
+    opt_spec: Any,
+    loss: Any,
+    metrics: Any,
+    seed: Any,
+    log_every: Any,
+    init_from: Any,
+    adapters: Any,
 ) -> None:
     """Refuses arguments of the wrong type or out of range, so that `fit` need not.
 
@@ -43,6 +51,13 @@ def check_arguments(
         metric_classes(metrics)
     check_integer("seed", seed, minimum=0, where="Trainer")
     check_integer("log_every", log_every, minimum=1, where="Trainer")
+    for name, value, kind in (("init_from", init_from, Restore), ("adapters", adapters, LoRA)):
+        if value is not None and not isinstance(value, kind):
+            raise ArgumentTypeError(
+                f"{name}={value!r} is a {type(value).__name__}, not a {kind.__name__}",
+                where="Trainer",
+                fix=f"pass ft.{kind.__name__}(...)",
+            )
 
 
 def as_directory(workdir: str | Path | None) -> Path | None:

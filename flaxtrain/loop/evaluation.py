@@ -42,6 +42,7 @@ def evaluate(
         LossError: a batch has padding rows and the loss or a metric is a scalar.
     """
     masked = recipe.padding_problem is None
+    state = _without_optimizer(state)
     window: Any = None
     in_flight: deque[Any] = deque()
     for batch in prefetch(checked(recipe, stream.epoch(0), "evaluation"), place):
@@ -56,6 +57,11 @@ def evaluate(
             in_flight.popleft().block_until_ready()
     values, _, _ = program.finish(window)
     return as_numbers(jax.device_get(values))
+
+
+def _without_optimizer(state: TrainState) -> TrainState:
+    """What differs between the phases of a run is left out: one program serves all of them."""
+    return state.replace(opt_state=(), tx=None, trainable=None)
 
 
 def checked(
@@ -77,6 +83,7 @@ def predict(program: Compiled, state: TrainState, stream: Stream) -> HostTree:
     """Returns the model's outputs for one epoch of `stream`, in order, without padding."""
     outputs: list[Any] = []
     in_flight: deque[tuple[Any, int]] = deque()
+    state = _without_optimizer(state)
 
     def collect() -> None:
         output, count = in_flight.popleft()

@@ -43,6 +43,9 @@ class Hook:
     def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """The metrics of a window have arrived; `step` is the update they end with."""
 
+    def on_phase(self, run: Run, step: int) -> None:
+        """Other parameters are trained from here on, see `run.recipe.phase`."""
+
     def on_eval(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """An evaluation is done."""
 
@@ -151,6 +154,11 @@ class Console(Hook):
         for line in run.announcements:
             self._writer.write_line(line)
 
+    def on_phase(self, run: Run, step: int) -> None:
+        """Announces that the step is compiled anew, and why."""
+        assert self._writer is not None
+        self._writer.write_line(run.phase_text())
+
     def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """Prints the window's metrics."""
         assert self._writer is not None
@@ -184,8 +192,13 @@ class TensorBoard(Hook):
         texts = {
             "parameters": run.overview().markdown(),
             "spec": f"```json\n{run.spec_text()}\n```",
+            **run.texts,
         }
         self._writers["train"].write_texts(run.first_step, texts)
+
+    def on_phase(self, run: Run, step: int) -> None:
+        """Writes a note about the phase."""
+        self._writers["train"].write_texts(step, {"phase": run.phase_text()})
 
     def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """Writes the window's metrics."""
@@ -226,3 +239,13 @@ def check_hooks(hooks: Any) -> tuple[Hook, ...]:
                 fix="pass an instance of a class derived from ft.Hook",
             )
     return tuple(hooks)
+
+
+def all_hooks(
+    given: tuple[Hook, ...], evaluation: tuple[Hook, ...], verbose: bool, workdir: Path | None
+) -> tuple[Hook, ...]:
+    """Returns a run's hooks: console, curves, evaluation, the user's, saving at the end."""
+    console = (Console(),) if verbose else ()
+    curves = () if workdir is None else (TensorBoard(),)
+    saves = workdir is not None and not any(isinstance(hook, SaveEvery) for hook in given)
+    return (*console, *curves, *evaluation, *given, *((SaveEvery(),) if saves else ()))

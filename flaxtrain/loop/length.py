@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from flaxtrain.checks import check_integer
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, DataError
+from flaxtrain.train import TrainState
 
 __all__ = [
     "check_length",
     "check_repeats",
     "horizon_of",
+    "position_in",
     "surely_ragged",
+    "total_batches",
     "used_up_by_one_pass",
 ]
 
@@ -71,3 +76,23 @@ def surely_ragged(stream: Stream) -> bool:
     return bool(
         stream.may_be_padded and length and examples and length * stream.rows != examples
     )
+
+
+def total_batches(state: TrainState, length: int | None, fresh: bool) -> int | None:
+    """Returns the number of batches at which a run ends.
+
+    A resumed run has a total; a further fit adds to what was done.
+    """
+    if length is None or fresh:
+        return length
+    return int(jax.device_get(state.counters.batches)) + length
+
+
+def position_in(stream: Stream, state: TrainState, fresh: bool) -> int:
+    """Returns how many batches of the stream the run has behind it.
+
+    A further `fit` goes on in the middle of an epoch only where epochs have a known length;
+    other data sets begin anew.
+    """
+    goes_on = fresh or (stream.repeats and stream.steps_per_epoch is not None)
+    return int(jax.device_get(state.counters.batches)) if goes_on else 0

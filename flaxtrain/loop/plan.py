@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentTypeError
-from flaxtrain.params import Table, overview, readable_bytes
-from flaxtrain.spec import OptSpec
+from flaxtrain.loop.plan_parts import (
+    Course,
+    PlannedGroup,
+    PlannedLayer,
+    PlannedPhase,
+    bytes_of,
+    planned_groups,
+    planned_layers,
+    planned_phases,
+    range_text,
+    when,
+)
+from flaxtrain.loop.plan_tables import groups_table, layers_table, phases_table
+from flaxtrain.loop.plan_warnings import warnings_of
+from flaxtrain.params import Table, overview, preset_differences, readable_bytes
+from flaxtrain.params.text_table import TextTable, listed
+from flaxtrain.spec import Assignment, OptSpec
 from flaxtrain.train import CollectionLoss, Recipe
 
-__all__ = ["Plan", "spec_data", "spec_text"]
+__all__ = ["Plan", "parameter_table", "spec_data", "spec_text"]
+
+_WIDTH = 15
+"""The width of the words in front of a line."""
 
 
 @dataclass(frozen=True)
@@ -25,30 +42,66 @@ class Plan:
     """Everything that will happen in a run; print it.
 
     Attributes:
-        table: the table of parameters: class, role, shape, decay, trainable.
+        table: the table of parameters: class, role, shape, group, decay, factor of the learning
+            rate, when it is trained.
+        groups: the groups of parameters and the numbers of their updates.
+        overlaps: sentences about parameters that several groups select.
+        phases: the stretches of the run, each with a fixed set of trained parameters.
+        layers: the layers of the model, where the spec goes by them.
+        presets: for each decay preset, the names of the parameters that decay under it and not
+            here, and of those that decay here and not under it; empty where nothing can decay.
         horizon: length of the run, of an epoch, of a batch.
-        memory: bytes of the state by kind: `parameters`, `slots`, `collections`, `total`.
+        memory: bytes of the state in the first phase by kind: `parameters`, `slots`,
+            `collections`, `total`.
         loss: the loss, by name.
         spec: the optimizer spec, with all durations resolved.
-        learning_rate: the learning rate at the first, middle and last update, by update number.
+        learning_rate: the spec's learning rate at the first, middle and last update, by update
+            number; empty where only an optimizer object knows it.
         batch: shape and dtype of every leaf of a batch.
-        notes: what was decided without being asked for, and what looks wrong.
+        notes: what was decided without being asked for.
+        warnings: what looks wrong.
+
+    Example:
+        >>> import flax.linen as nn, flaxtrain as ft, numpy as np
+        >>> spec = ft.OptSpec("adam", 1e-3, freeze="layers_0/**")
+        >>> trainer = ft.Trainer(nn.Sequential([nn.Dense(4), nn.Dense(2)]), spec)
+        >>> data = {"x": np.ones((8, 3), "float32"), "label": np.zeros(8, "int32")}
+        >>> plan = trainer.plan(data, steps=10, batch_size=4)
+        >>> [(row.path, row.trainable) for row in plan.table.rows if row.role == "kernel"]
+        [('layers_0/kernel', False), ('layers_1/kernel', True)]
+        >>> plan.phases[0].values, plan.groups[0].learning_rate
+        (10, {0: 0.001, 4: 0.001, 9: 0.001})
     """
 
     table: Table
+    groups: tuple[PlannedGroup, ...]
+    overlaps: tuple[str, ...]
+    phases: tuple[PlannedPhase, ...]
+    layers: tuple[PlannedLayer, ...]
+    presets: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     horizon: Horizon
     memory: dict[str, int]
     loss: str
     spec: str
-    learning_rate: dict[int, float]
+    learning_rate: Course
     batch: dict[str, str]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @classmethod
     def of(
         cls, recipe: Recipe, stream: Stream, horizon: Horizon, notes: tuple[str, ...]
     ) -> Plan:
-        """Makes the plan of a recipe on a data stream, by abstract evaluation only."""
+        """Makes the plan of a recipe on a data stream, by abstract evaluation only.
+
+        Args:
+            recipe: the recipe of any phase.
+            stream: the data.
+            horizon: the length of the run.
+            notes: what was decided so far without being asked for.
+        """
+        assignment = recipe.assignment
+        recipe = recipe.at(0)
         state = jax.eval_shape(recipe.init)
         kinds = {
             "parameters": state.params,
@@ -57,40 +110,162 @@ class Plan:
             "total": state,
         }
         leaves = jax.tree_util.tree_leaves_with_path(recipe.example)
+        groups = planned_groups(assignment, horizon)
         return cls(
-            table=overview(recipe.facts, decay=recipe.decay, trainable=recipe.trains),
+            table=parameter_table(recipe),
+            groups=groups,
+            overlaps=assignment.overlaps,
+            phases=planned_phases(recipe, state),
+            layers=planned_layers(assignment, recipe.facts),
+            presets=_presets(recipe, assignment),
             horizon=horizon,
-            memory={kind: _bytes(tree) for kind, tree in kinds.items()},
+            memory={kind: bytes_of(tree) for kind, tree in kinds.items()},
             loss=_loss_name(recipe),
             spec=spec_text(recipe.spec),
-            learning_rate=_learning_rates(recipe, horizon),
+            learning_rate=groups[-1].learning_rate,
             batch={
                 jax.tree_util.keystr(
                     path, simple=True, separator="/"
                 ): f"{leaf.dtype}{list(leaf.shape)}"
                 for path, leaf in leaves
             },
-            notes=notes + _warnings(recipe, stream),
+            notes=notes,
+            warnings=warnings_of(recipe, stream, horizon),
         )
 
     def __str__(self) -> str:
+        """Returns the plan as text."""
+        return self.text()
+
+    def text(self, *, rules: bool = False) -> str:
+        """Returns the plan as text.
+
+        Args:
+            rules: whether the table of parameters has a column with the evidence that decided
+                each role.
+        """
+        tables = [str(table) for table in self._tables().values()]
+        margin = "\n" + " " * _WIDTH
+        lines = (f"{w:<{_WIDTH}}{line.replace(chr(10), margin)}" for w, line in self._lines())
+        text = "\n".join(lines)
+        return "\n\n".join([self.table.text(rules=rules), *tables, text])
+
+    def markdown(self) -> str:
+        """Returns the plan as markdown, with the evidence for each role; for TensorBoard."""
+        parts = ["### parameters", self.table.markdown(rules=True)]
+        for title, table in self._tables().items():
+            parts += [f"### {title}", table.markdown()]
+        lines = [f"- **{word}** {line}" for word, line in self._lines() if word != "spec"]
+        return "\n\n".join([*parts, "### run", "\n".join(lines), f"```\n{self.spec}\n```"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plan as JSON data."""
+        data = {**asdict(self), "spec": self.spec}
+        if self.spec.startswith("{"):
+            data["spec"] = json.loads(self.spec)
+        # Update numbers become text, and tuples lists, as JSON has them.
+        return json.loads(json.dumps(data))
+
+    def _tables(self) -> dict[str, TextTable]:
+        tables = {"groups": groups_table(self.groups)}
+        if len(self.phases) > 1:
+            tables["phases"] = phases_table(self.phases, self.horizon.total_steps)
+        if self.layers:
+            tables["layers"] = layers_table(self.layers)
+        return tables
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        """Yields what isn't in a table: a word, and the line behind it."""
         total, length = self.horizon.total_steps, self.horizon.steps_per_epoch
-        rates = ", ".join(f"{rate:.3g} at {step}" for step, rate in self.learning_rate.items())
-        batch = ", ".join(f"{name} {form}" for name, form in self.batch.items())
-        lines = [
-            str(self.table),
-            "",
-            f"loss           {self.loss}",
-            f"batch          {batch}",
-            f"steps          {'unknown' if total is None else total}"
+        yield "loss", self.loss
+        yield "batch", ", ".join(f"{name} {form}" for name, form in self.batch.items())
+        yield (
+            "steps",
+            f"{'unknown' if total is None else total}"
             f" ({'unknown' if length is None else length} per epoch)",
-            f"learning rate  {rates or 'set in the optimizer object'}",
-            "state          "
-            + ", ".join(f"{k} {readable_bytes(v)}" for k, v in self.memory.items()),
-            "spec           " + self.spec.replace("\n", "\n" + " " * 15),
-            *(f"note           {note}" for note in self.notes),
-        ]
-        return "\n".join(lines)
+        )
+        yield "state", self._state_line()
+        yield from self._frozen_lines()
+        yield from self._preset_lines()
+        yield "spec", self.spec
+        for word, lines in (
+            ("note", (*self.overlaps, *self.notes)),
+            ("warning", self.warnings),
+        ):
+            yield from ((word, line) for line in lines)
+
+    def _state_line(self) -> str:
+        total = self.horizon.total_steps
+        reached = [p for p in self.phases if total is None or p.start < total]
+        largest = max(reached, key=lambda phase: phase.slots)
+        line = ", ".join(f"{kind} {readable_bytes(n)}" for kind, n in self.memory.items())
+        if largest.slots == self.phases[0].slots:
+            return line
+        return f"{line}; from step {largest.start} on, slots {readable_bytes(largest.slots)}"
+
+    def _frozen_lines(self) -> Iterator[tuple[str, str]]:
+        before: Mapping[str, tuple[str, ...]] = {}
+        for phase in self.phases:
+            since = f"from step {phase.start} on: " if phase.start else ""
+            if phase.frozen_modules != before:
+                behaviour = (f"{listed(m)} {how}" for how, m in phase.frozen_modules.items())
+                yield "frozen modules", since + ("; ".join(behaviour) or "none")
+            before = phase.frozen_modules
+
+    def _preset_lines(self) -> Iterator[tuple[str, str]]:
+        same = [name for name, (more, fewer) in self.presets.items() if not more + fewer]
+        if same:
+            yield "decay presets", f"{', '.join(same)}: the same"
+        for name, (more, fewer) in self.presets.items():
+            found = [
+                f"{len(names)} {word} ({listed(names, shown=3)})"
+                for word, names in (("more", more), ("fewer", fewer))
+                if names
+            ]
+            if found:
+                yield "decay presets", f"{name}: {', '.join(found)}"
+
+
+def parameter_table(recipe: Recipe) -> Table:
+    """Returns the table of parameters; a column is there where there is something to say."""
+    assignment, facts = recipe.assignment, recipe.facts
+    params = assignment.params
+    groups = {group.name: group for group in assignment.groups}
+    times = {path: when(assignment, path) for path in params}
+    factors = {
+        path: range_text(groups[about.group].lr_mult * about.scale)
+        for path, about in params.items()
+    }
+    table = overview(
+        facts,
+        decay=facts.tree(lambda fact: params[fact.path].decays and times[fact.path] != "no"),
+        groups=facts.tree(lambda fact: params[fact.path].group) if len(groups) > 1 else None,
+        trainable=facts.tree(lambda fact: times[fact.path] != "no"),
+        lr_mult=facts.tree(lambda fact: factors[fact.path])
+        if set(factors.values()) - {"1"}
+        else None,
+        when=facts.tree(lambda fact: _unless_constant(times[fact.path])),
+    )
+    # What an optimizer object decays is not known.
+    named = {about.fact.name for about in params.values() if groups[about.group].spec.name}
+    rows = (row if row.path in named else replace(row, decay=None) for row in table.rows)
+    totals = (line for line in table.totals if named or not line.startswith("decayed"))
+    return replace(table, rows=tuple(rows), totals=tuple(totals))
+
+
+def _unless_constant(time: str) -> str:
+    return "" if time in ("yes", "no") else time
+
+
+def _presets(
+    recipe: Recipe, assignment: Assignment
+) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    numbers = (group.hyperparameters.numbers for group in assignment.groups if group.paths)
+    if not any("weight_decay" in own for own in numbers):
+        return {}
+    params = assignment.params
+    mask = recipe.facts.tree(lambda fact: params[fact.path].decays)
+    return preset_differences(recipe.facts, mask)
 
 
 def spec_data(spec: OptSpec) -> dict[str, Any] | None:
@@ -107,18 +282,6 @@ def spec_text(spec: OptSpec) -> str:
     return repr(spec) if data is None else json.dumps(data, indent=2)
 
 
-def _bytes(tree: Any) -> int:
-    return sum(
-        leaf.size * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-        if _plain(leaf)
-    )
-
-
-def _plain(leaf: Any) -> bool:
-    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
 def _loss_name(recipe: Recipe) -> str:
     if recipe.supervised is not None:
         return recipe.supervised.name
@@ -126,21 +289,3 @@ def _loss_name(recipe: Recipe) -> str:
     if isinstance(loss_fn, CollectionLoss):
         loss_fn = loss_fn.loss_fn
     return getattr(loss_fn, "__name__", type(loss_fn).__name__)
-
-
-def _learning_rates(recipe: Recipe, horizon: Horizon) -> dict[int, float]:
-    rate = recipe.spec.learning_rate
-    if rate is None:
-        return {}
-    last = max(0, (horizon.total_steps or 1) - 1)
-    steps = sorted({0, last // 2, last})
-    return {step: float(np.asarray(rate(step) if callable(rate) else rate)) for step in steps}
-
-
-def _warnings(recipe: Recipe, stream: Stream) -> tuple[str, ...]:
-    found = []
-    if recipe.padding_problem is not None and stream.may_be_padded:
-        found.append(
-            f"a batch with fewer rows would be refused: {recipe.padding_problem.found}"
-        )
-    return tuple(found)

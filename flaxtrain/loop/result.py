@@ -48,8 +48,9 @@ class FitResult:
         history: the scalars that were logged.
         best: the row of `history.val` with the lowest loss; None without evaluation.
         timings: seconds: `total`, `compile` (the first step: tracing, compilation and run),
-            `evaluate`, `train` (without these and without saving), `data_wait` (part of
-            `train`); and `steps_per_sec` within `train`.
+            `evaluate`, `features` (filling the cache of `cache_frozen`, if it was asked for),
+            `train` (without these and without saving), `data_wait` (part of `train`); and
+            `steps_per_sec` within `train`.
         stopped_because: `"finished"`, or the reason that a hook gave.
     """
 

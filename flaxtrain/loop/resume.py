@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from flaxtrain import checkpoint
 from flaxtrain.data import Stream
 from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.plan import spec_data
+from flaxtrain.params import Restore, join_adapters, split_adapters
 from flaxtrain.train import Recipe, TrainState
 
-__all__ = ["CHECKPOINTS", "data_facts", "initial_or_resumed"]
+__all__ = ["CHECKPOINTS", "Start", "adapters_text", "begin", "data_facts"]
 
 CHECKPOINTS = "checkpoints"
 """Where a workdir keeps its checkpoints."""
@@ -27,9 +31,25 @@ def data_facts(stream: Stream, seed: int) -> dict[str, Any]:
     }
 
 
-def initial_or_resumed(
-    recipe: Recipe, stream: Stream, seed: int, workdir: Path | None, notes: list[str]
-) -> TrainState:
+class Start(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+        recipe: that of the phase which the state is in.
+        state: the state.
+        notes: what was decided, as sentences.
+        texts: tables about it, by name.
+    """
+
+    recipe: Recipe
+    state: TrainState
+    notes: list[str]
+    texts: dict[str, str]
+
+
+def begin(
+    recipe: Recipe, stream: Stream, seed: int, workdir: Path | None, init_from: Restore | None
+) -> Start:
     """Returns the state of the workdir's last checkpoint, or the state before the first step.
 
     Args:
@@ -37,24 +57,46 @@ def initial_or_resumed(
         stream: the training data; differences from the checkpoint's are noted.
         seed: for the state before the first step.
         workdir: the run's directory, or None.
-        notes: is told about a checkpoint that is used, and about what differs since.
+        init_from: where the weights of a run that begins come from; a run that goes on has
+            its own.
 
     Raises:
-        CheckpointError: the checkpoint was made with another spec, or does not fit the model.
+        CheckpointError: the checkpoint was made with another spec, or does not fit the model;
+            or the source of `init_from` can't be read.
+        ParameterError: the source does not fit the model.
     """
-    state = recipe.init(seed)
-    if workdir is None:
-        return state
-    checkpoint.clean_up(workdir / CHECKPOINTS)
-    found = checkpoint.latest(workdir / CHECKPOINTS)
+    found = None
+    if workdir is not None:
+        checkpoint.clean_up(workdir / CHECKPOINTS)
+        found = checkpoint.latest(workdir / CHECKPOINTS)
     if found is None:
-        return state
+        return _first(recipe, seed, init_from)
     meta = checkpoint.read_meta(found)
+    notes = [
+        f"continuing the run in {workdir}, checkpoint {found.name}",
+        *_spec_notes(meta, recipe, found),
+        *checkpoint.environment_differences(found),
+    ]
+    data = meta.get("data", {})
+    notes += [
+        f"{name} was {data.get(name)} and is {value}: not the examples that would have followed"
+        for name, value in data_facts(stream, seed).items()
+        if data.get(name) != value
+    ]
+    if init_from is not None:
+        notes.append("init_from= is not read again: the run goes on from its own checkpoint")
+    recipe = recipe.at(meta.get("step", 0))
+    like = jax.eval_shape(lambda: recipe.init(seed))
+    # The spec is the same: what was edited since is in the checkpoint.
+    state = checkpoint.restore(found, like=like, from_like=(), if_present=())
+    return Start(recipe, state.resumable(), notes, {})
+
+
+def _spec_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[str]:
+    unknown: list[str] = []
     before, now = meta.get("spec"), spec_data(recipe.spec)
     if before is None or now is None:
-        notes.append(
-            "the optimizer spec holds code: whether it is that of the run is not known"
-        )
+        unknown = ["the optimizer spec holds code: whether it is that of the run is not known"]
     elif before != now:
         raise CheckpointError(
             "the run in the workdir was made with another optimizer spec, or with another "
@@ -62,12 +104,32 @@ def initial_or_resumed(
             where=str(found),
             fix="use the same spec and total, or another workdir",
         )
-    notes.append(f"continuing the run in {workdir}, checkpoint {found.name}")
-    notes += checkpoint.environment_differences(found)
-    data = meta.get("data", {})
-    notes += [
-        f"{name} was {data.get(name)} and is {value}: not the examples that would have followed"
-        for name, value in data_facts(stream, seed).items()
-        if data.get(name) != value
-    ]
-    return checkpoint.restore(found, like=state).resumable()
+    if meta.get("adapters") != adapters_text(recipe):
+        raise CheckpointError(
+            f"the run in the workdir has adapters {meta.get('adapters')}, the trainer "
+            f"{adapters_text(recipe)}",
+            where=str(found),
+            fix="pass the same adapters=, or use another workdir",
+        )
+    return unknown
+
+
+def adapters_text(recipe: Recipe) -> str | None:
+    """Returns the adapters of a run as text; None without."""
+    return None if recipe.adapters is None else repr(recipe.adapters.lora)
+
+
+def _first(recipe: Recipe, seed: int, init_from: Restore | None) -> Start:
+    state = recipe.init(seed)
+    if init_from is None:
+        return Start(recipe, state, [], {})
+    base, own = state.params, {}
+    if recipe.adapters is not None:
+        base, own = split_adapters(state.params)
+    variables = {"params": base, **state.collections}
+    restored, report = checkpoint.restored_variables(init_from, variables)
+    params = restored.pop("params")
+    if recipe.adapters is not None:
+        params = join_adapters(params, own)
+    state = recipe.state(params, restored, state.rng)
+    return Start(recipe, state, [report.summary], {"restore": report.markdown()})

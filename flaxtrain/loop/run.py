@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import NonFiniteError, StateError
 from flaxtrain.loop.evaluation import checked
+from flaxtrain.loop.feature_cache import NoCache
 from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.interrupt import DeferredInterrupt
-from flaxtrain.loop.plan import spec_data, spec_text
+from flaxtrain.loop.phases import describe_phase
+from flaxtrain.loop.plan import parameter_table, spec_data, spec_text
 from flaxtrain.loop.result import FitResult, History
-from flaxtrain.loop.resume import CHECKPOINTS, data_facts
+from flaxtrain.loop.resume import CHECKPOINTS, adapters_text, data_facts
 from flaxtrain.loop.window import IN_FLIGHT, Report, TrainProgram
 from flaxtrain.monitor import Throughput
 from flaxtrain.parallel import place
-from flaxtrain.params import Table, overview
+from flaxtrain.params import Table
 from flaxtrain.train import Recipe, TrainState
 from flaxtrain.typing import Array, ArrayLike
 
@@ -35,7 +37,7 @@ class Run:
     """One call of `fit` in progress.
 
     Attributes:
-        recipe: what does not change.
+        recipe: what does not change within the current phase of the run.
         state: the current training state. Reading its arrays waits for the device.
         stream: the training data.
         horizon: length of the run, of an epoch, of a batch.
@@ -47,6 +49,7 @@ class Run:
         history: the scalars so far.
         throughput: the clock of the run.
         announcements: what the trainer decided by itself, as sentences.
+        texts: tables for TensorBoard, by name.
         seed: the trainer's seed.
         error: the exception that ends the run, or None.
         dispatched: whether this call has made a step.
@@ -62,12 +65,14 @@ class Run:
         total: int | None,
         epochs: int | None,
         hooks: tuple[Hook, ...],
-        program: TrainProgram,
+        program: Callable[[Recipe], TrainProgram],
         evaluate: Callable[..., dict[str, float]],
         position: int,
         workdir: Path | None,
         announcements: tuple[str, ...],
+        texts: Mapping[str, str],
         seed: int,
+        cache: NoCache,
     ) -> None:
         self.recipe, self.state, self.stream = recipe, state, stream
         self.horizon, self.total, self.workdir = horizon, total, workdir
@@ -77,11 +82,13 @@ class Run:
         self._first_batch = self.batches
         self.history = History()
         self.throughput = Throughput()
-        self.announcements, self.seed = announcements, seed
+        self.announcements, self.texts, self.seed = announcements, texts, seed
         self.error: BaseException | None = None
         self.dispatched = False
         self._epochs, self._position = epochs, position
-        self._hooks, self._program, self._evaluate = hooks, program, evaluate
+        self._hooks, self._program_of, self._evaluate = hooks, program, evaluate
+        self._cache, self._program = cache, program(recipe)
+        self._known_step, self._known_batches = self.first_step, self.batches
         self._reason: str | None = None
         self._pending: deque[tuple[int, Report]] = deque()
         self._in_flight: deque[Array] = deque()
@@ -135,13 +142,20 @@ class Run:
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """What a checkpoint says beside the state, as JSON values."""
-        return {"spec": spec_data(self.recipe.spec), "data": data_facts(self.stream, self.seed)}
+        return {
+            "spec": spec_data(self.recipe.spec),
+            "adapters": adapters_text(self.recipe),
+            "data": data_facts(self.stream, self.seed),
+            "step": int(jax.device_get(self.state.step)),
+        }
 
     def overview(self) -> Table:
         """Returns the table of parameters."""
-        return overview(
-            self.recipe.facts, decay=self.recipe.decay, trainable=self.recipe.trains
-        )
+        return parameter_table(self.recipe)
+
+    def phase_text(self) -> str:
+        """Returns a sentence about the phase of the run that has begun."""
+        return describe_phase(self.recipe.assignment, self.recipe.phase)
 
     def spec_text(self) -> str:
         """Returns the resolved spec as text."""
@@ -159,6 +173,9 @@ class Run:
         began = time.monotonic()
         started: list[Hook] = []
         try:
+            with self.throughput.pause():
+                self.announcements += self._cache.fill(self.recipe, self.state, interrupt)
+            self._program = self._program_of(self._cache.recipe(self.recipe))
             for hook in self._hooks:
                 hook.on_start(self)
                 started.append(hook)
@@ -197,7 +214,8 @@ class Run:
             self.error.add_note(f"and a hook failed at the end: {failure!r}")
 
     def _timings(self, total: float) -> dict[str, float]:
-        seconds = {"total": total, **self._seconds, **self.throughput.totals()}
+        spent = {**self._seconds, **self._cache.seconds, **self.throughput.totals()}
+        seconds = {"total": total, **spent}
         steps = self.batches - self._first_batch - 1  # the first one is part of `compile`
         rate = {"steps_per_sec": steps / seconds["train"]} if steps > 0 else {}
         return {**seconds, **rate}
@@ -221,11 +239,11 @@ class Run:
         self._close_window()
 
     def _step(self, batch: HostBatch) -> None:
-        mask = self._mask(batch)
+        data, mask = self._cache.data(batch), self._mask(batch)
         if self._window is None:
-            self._window = self._program.empty_window(self.state, batch.data, mask)
+            self._window = self._program.empty_window(self.state, data, mask)
         self.state, self._window, status = self._program.step(
-            self.state, self._window, batch.data, mask, self._last
+            self.state, self._window, data, mask, self._last
         )
         self.batches += 1
         self._in_flight.append(status)
@@ -233,7 +251,35 @@ class Run:
             self._in_flight.popleft().block_until_ready()
         if self.batches % self._program.log_every == 0:
             self._close_window()
+        if self._may_be_next_phase():
+            self._change_phase()
         self._deliver()
+
+    def _may_be_next_phase(self) -> bool:
+        """Whether enough batches were dispatched since the step was last read; no waiting."""
+        stop = self.recipe.phase.stop
+        at_most = self._known_step + self.batches - self._known_batches
+        return stop is not None and at_most >= stop
+
+    def _change_phase(self) -> None:
+        """Waits for the step in progress, and enters the next phase if it has begun.
+
+        Rejected steps don't count, so the phase may have to wait for as many batches more.
+        """
+        step = int(jax.device_get(self.state.step))
+        self._known_step, self._known_batches = step, self.batches
+        recipe = self.recipe.at(step)
+        if recipe is self.recipe:
+            return
+        self._close_window()
+        self._deliver(wait=True)
+        with self.throughput.pause():
+            self.state = recipe.enter(self.state)
+            self._cache.drop()
+            self.recipe, self._program = recipe, self._program_of(recipe)
+            self._window = None
+        for hook in self._hooks:
+            hook.on_phase(self, step)
 
     def _mask(self, batch: HostBatch) -> ArrayLike | None:
         """Returns the row mask; None when no batch has padding or padding is refused."""
@@ -273,7 +319,7 @@ class Run:
         while (left is None or left > 0) and (self._epochs is None or epoch < self._epochs):
             seen = 0
             start = skip if length else 0
-            source = self.stream.epoch(epoch, start)
+            source = self._cache.epoch(self.stream, epoch, start)
             for batch in checked(self.recipe, source, f"epoch {epoch}", start):
                 seen += 1
                 if not length and seen <= skip:

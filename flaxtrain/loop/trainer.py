@@ -6,30 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from flaxtrain.data import ArrayBatches, Stream, as_stream, is_arrays
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, StateError
 from flaxtrain.loop.arguments import as_directory, check_arguments
 from flaxtrain.loop.evaluation import check_evaluation, evaluate, predict
-from flaxtrain.loop.hooks import (
-    Console,
-    Evaluate,
-    Hook,
-    SaveEvery,
-    TensorBoard,
-    check_hooks,
-    check_period,
-)
+from flaxtrain.loop.feature_cache import feature_cache
+from flaxtrain.loop.hooks import Evaluate, Hook, all_hooks, check_hooks, check_period
 from flaxtrain.loop.interrupt import DeferredInterrupt
-from flaxtrain.loop.length import check_length, check_repeats, horizon_of, surely_ragged
+from flaxtrain.loop.length import (
+    check_length,
+    check_repeats,
+    horizon_of,
+    position_in,
+    surely_ragged,
+    total_batches,
+)
 from flaxtrain.loop.plan import Plan
 from flaxtrain.loop.result import FitResult
-from flaxtrain.loop.resume import initial_or_resumed
+from flaxtrain.loop.resume import begin
 from flaxtrain.loop.run import Run
 from flaxtrain.loop.window import EvalProgram, TrainProgram
 from flaxtrain.parallel import Compiled, compiled
+from flaxtrain.params import LoRA, Restore
 from flaxtrain.spec import OptSpec
 from flaxtrain.train import (
     LossFn,
@@ -61,6 +61,10 @@ class Trainer:
         hooks: further hooks.
         log_every: number of batches between two log points.
         verbose: whether lines are printed.
+        init_from: where a run that begins takes its weights from; what is not loaded keeps its
+            initial values.
+        adapters: which kernels get a trained low-rank matrix beside them, while the rest of the
+            model is frozen.
 
     Attributes:
         state: the training state, or None before the first `fit`.
@@ -92,24 +96,30 @@ class Trainer:
         hooks: tuple[Hook, ...] | list[Hook] = (),
         log_every: int = 50,
         verbose: bool = True,
+        init_from: Restore | None = None,
+        adapters: LoRA | None = None,
     ) -> None:
-        check_arguments(model, opt_spec, loss, metrics, seed, log_every)
+        check_arguments(model, opt_spec, loss, metrics, seed, log_every, init_from, adapters)
         self.model, self.spec, self.loss, self.metrics = model, opt_spec, loss, metrics
         self.seed, self.log_every, self.verbose = seed, log_every, verbose
         self.workdir = as_directory(workdir)
+        self.init_from, self.adapters = init_from, adapters
         self.hooks = check_hooks(hooks)
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
         self._fitted = False
-        self._train: TrainProgram | None = None
+        self._train: dict[Recipe, TrainProgram] = {}
         self._eval: EvalProgram | None = None
         self._predict: Compiled | None = None
 
     @property
     def compilations(self) -> dict[str, int]:
-        """How often each step function was compiled so far: one each is the promise."""
+        """How often each step function was compiled so far.
+
+        The promise is once each, and the training step once for each phase of the run.
+        """
         return {
-            "train": 0 if self._train is None else self._train.step.compilations,
+            "train": sum(program.step.compilations for program in self._train.values()),
             "eval": 0 if self._eval is None else self._eval.step.compilations,
         }
 
@@ -122,6 +132,7 @@ class Trainer:
         eval_ds: Any = None,
         eval_every: int | str | None = None,
         batch_size: int | None = None,
+        cache_frozen: bool = False,
     ) -> FitResult:
         """Trains on `ds` and returns what the run leaves behind.
 
@@ -138,6 +149,9 @@ class Trainer:
             eval_every: how often: steps, `"1ep"`, `"10%"`; default once per epoch, or at the
                 end where the length of an epoch is not known.
             batch_size: for arrays only; default 128.
+            cache_frozen: for arrays only: run the frozen modules once per example, before the
+                first step, and take their outputs from memory in every epoch. Refused where the
+                outputs would not be the same each time. It ends when the first phase does.
 
         Raises:
             FlaxtrainError: something is wrong with the data, the loss or an argument; all of it
@@ -150,6 +164,7 @@ class Trainer:
         if eval_every is not None:
             check_period(eval_every, where="fit(eval_every=...)")
         stream, notes = self._stream(ds, batch_size, shuffle=True)
+        cache = feature_cache(cache_frozen, stream)
         if steps is None and epochs is None:
             epochs = 1
             notes.append("neither steps= nor epochs= was given: one epoch")
@@ -162,23 +177,28 @@ class Trainer:
         if eval_every is None and stream.steps_per_epoch is not None:
             eval_every = "1ep"
         evaluation = self._evaluation(recipe, eval_ds, eval_every, batch_size)
-        before = self.state
+        before, texts = self.state, {}
         if self.state is None:
-            self.state = initial_or_resumed(recipe, stream, self.seed, self.workdir, notes)
+            start = begin(recipe, stream, self.seed, self.workdir, self.init_from)
+            recipe = self.recipe = start.recipe
+            self.state = start.state
+            notes, texts = notes + start.notes, start.texts
         run = Run(
             recipe=recipe,
             state=self.state,
             stream=stream,
             horizon=horizon,
-            total=self._total(horizon.total_steps, fresh),
+            total=total_batches(self.state, horizon.total_steps, fresh),
             epochs=epochs if horizon.total_steps is None else None,
-            hooks=(*self._default_hooks(), *evaluation, *self.hooks, *self._saving()),
-            program=self._train_program(recipe),
+            hooks=all_hooks(self.hooks, evaluation, self.verbose, self.workdir),
+            program=self._train_program,
             evaluate=self._evaluate,
-            position=self._position(stream, fresh),
+            position=position_in(stream, self.state, fresh),
             workdir=self.workdir,
             announcements=tuple(notes),
+            texts=texts,
             seed=self.seed,
+            cache=cache,
         )
         try:
             with DeferredInterrupt() as interrupt:
@@ -186,6 +206,7 @@ class Trainer:
         finally:
             # A run that failed before its first step leaves no trace.
             self.state = before if run.error is not None and not run.dispatched else run.state
+            self.recipe = run.recipe if self.state is run.state else self.recipe
             self._fitted = self._fitted or run.dispatched
 
     def evaluate(
@@ -274,12 +295,13 @@ class Trainer:
                 loss=self.loss,
                 metrics=self.metrics,
                 horizon=horizon,
+                adapters=self.adapters,
             )
         if recipe.padding_problem is not None and surely_ragged(stream):
             raise recipe.padding_problem
         if keep and recipe is not self.recipe:
             self.recipe = recipe
-            self._train = self._eval = self._predict = None
+            self._train, self._eval, self._predict = {}, None, None
         return recipe
 
     def _evaluation(
@@ -299,35 +321,10 @@ class Trainer:
             return [f"loss= was not given, inferred from the targets: {loss.name}"]
         return []
 
-    def _total(self, length: int | None, fresh: bool) -> int | None:
-        """A resumed run has a total; a further fit adds to what was done."""
-        if length is None or fresh:
-            return length
-        assert self.state is not None
-        return int(jax.device_get(self.state.counters.batches)) + length
-
-    def _position(self, stream: Stream, fresh: bool) -> int:
-        """Returns how many batches of the stream the run has behind it.
-
-        A further `fit` goes on in the middle of an epoch only where epochs have a known length;
-        other data sets begin anew.
-        """
-        assert self.state is not None
-        goes_on = fresh or (stream.repeats and stream.steps_per_epoch is not None)
-        return int(jax.device_get(self.state.counters.batches)) if goes_on else 0
-
-    def _default_hooks(self) -> tuple[Hook, ...]:
-        console = (Console(),) if self.verbose else ()
-        return console if self.workdir is None else (*console, TensorBoard())
-
-    def _saving(self) -> tuple[Hook, ...]:
-        already = any(isinstance(hook, SaveEvery) for hook in self.hooks)
-        return () if self.workdir is None or already else (SaveEvery(),)
-
     def _train_program(self, recipe: Recipe) -> TrainProgram:
-        if self._train is None:
-            self._train = TrainProgram(recipe, self.log_every)
-        return self._train
+        if recipe not in self._train:
+            self._train[recipe] = TrainProgram(recipe, self.log_every)
+        return self._train[recipe]
 
     def _evaluate(
         self, ds: Any, *, batch_size: int | None, state: TrainState

@@ -69,7 +69,9 @@ def as_numbers(values: Metrics) -> dict[str, float]:
                 fix="return one number per metric name",
             )
     # Compiled functions return dicts sorted by key; the loss is what a reader looks for first.
-    order = sorted(values, key=lambda name: (name != "loss", name in STEP_METRICS))
+    order = sorted(
+        values, key=lambda name: (name != "loss", name.partition("/")[0] in STEP_METRICS)
+    )
     return {name: float(np.asarray(values[name]).reshape(())) for name in order}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from flaxtrain.optim.adam import adam_rule, scale_by_adam
 from flaxtrain.optim.combine import Mask, chain
+from flaxtrain.optim.moments import Decay
 from flaxtrain.optim.per_leaf import in_float32, per_leaf
 from flaxtrain.optim.scale import check_learning_rate, scale_by_learning_rate
 from flaxtrain.optim.stages import DECAY, RATE, Stage
@@ -26,8 +27,8 @@ __all__ = ["lamb", "lamb_stages"]
 
 @answering
 def lamb_stages(
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
     eps: ArrayLike = 1e-6,
     eps_root: ArrayLike = 0.0,
 ) -> tuple[Stage, ...]:

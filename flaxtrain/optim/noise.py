@@ -9,7 +9,7 @@ For t = 1, 2, ..., independently in every entry:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from flaxtrain.optim.transform import GradientTransformation, answering, named
 from flaxtrain.typing import Array, ArrayLike, Key, OptState, Params, Schedule, Updates
 
 __all__ = ["AddNoiseState", "add_noise", "noisy_sgd", "noisy_sgd_stages"]
+
+Seed: TypeAlias = ArrayLike
+"""An integer or a key; not a number that could follow a schedule."""
 
 
 class AddNoiseState(NamedTuple):
@@ -135,7 +138,7 @@ def _key(key: Any) -> Key:
 def noisy_sgd_stages(
     eta: ArrayLike = 0.01,
     gamma: ArrayLike = 0.55,
-    key: ArrayLike | None = None,
+    key: Seed | None = None,
     *,
     seed: int | None = None,
 ) -> tuple[Stage, ...]:

@@ -91,9 +91,19 @@ class NamedOptimizer:
             ArgumentError: a value is out of range.
             ArgumentTypeError: a value has the wrong type, or an argument is not known.
         """
-        if "learning_rate" in self._parameters:
+        if self.uses_learning_rate:
             hyperparameters["learning_rate"] = learning_rate
         return self.make(**hyperparameters)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The hyperparameters and their defaults."""
+        return {name: self._parameters[name].default for name in self.hyperparameters}
+
+    @property
+    def uses_learning_rate(self) -> bool:
+        """Whether the method uses the learning rate at another place than `RATE`."""
+        return "learning_rate" in self._parameters
 
     @property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:

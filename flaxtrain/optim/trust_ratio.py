@@ -8,7 +8,7 @@ For one array x and its update u:
     u <- eta |x| / (|u| + eps) u        where |x| = 0 or |u| = 0:    u <- u
 Both norms are at least `min_norm`. The ratio has no upper bound (LAMB's function phi is the
 identity), and applies to biases too. The update u already holds the weight decay, if there is
-any; LARS writes |g| + beta |x| for the norm of the decayed gradient g + beta x.
+any; LARS writes `|g| + beta |x|` for the norm of the decayed gradient `g + beta x`.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def lengths(fact: ParamFact) -> tuple[int, ...]:
 
 def nested(index: np.ndarray | np.integer) -> LayerIndex:
     """Returns an array as nested tuples of numbers."""
-    return tuple(map(nested, index)) if index.ndim else int(index)
+    return tuple(nested(row) for row in np.asarray(index)) if index.ndim else int(index)
 
 
 def _stacks(facts: Iterable[ParamFact]) -> Iterator[Block]:

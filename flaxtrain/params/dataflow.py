@@ -243,7 +243,7 @@ class _Reader:
 
         carry = ins[constants:end]
         stacked = ordered and any(flow.params and not flow.data for flow in slices)
-        if stacked and equation.invars[end].aval.shape[0] == 1:
+        if stacked and getattr(equation.invars[end].aval, "shape", (0,))[0] == 1:
             return step(self, carry)  # a stack of one layer, which is no layer's neighbour
         carry = self._loop(step, carry, place)
         return [*carry, *step(self, carry)[len(carry) :]]
@@ -345,7 +345,5 @@ def _called(equation: JaxprEqn) -> Any | None:
     if len(inner) != 1:
         return None
     jaxpr = getattr(inner[0], "jaxpr", inner[0])
-    fits = len(jaxpr.invars) == len(equation.invars) and len(jaxpr.outvars) == len(
-        equation.outvars
-    )
-    return jaxpr if fits else None
+    inside, outside = ((len(one.invars), len(one.outvars)) for one in (jaxpr, equation))
+    return jaxpr if inside == outside else None

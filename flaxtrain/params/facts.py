@@ -154,6 +154,10 @@ class Facts(Mapping[Path, ParamFact]):
                 fix=f"nearest: {', '.join(close) or '(there are none)'}",
             ) from None
 
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a parameter of that path or name."""
+        return key in self._by_path or key in self._by_name
+
     def __iter__(self) -> Iterator[Path]:
         """Iterates over the paths."""
         return iter(self._by_path)

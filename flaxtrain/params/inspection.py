@@ -20,13 +20,7 @@ from flaxtrain.params.axes import AxisBox, Shape, array_in, guess_axes, is_box, 
 from flaxtrain.params.dataflow import FirstUse, first_uses
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.params.recorder import Declaration, Recorder, run_abstractly
-from flaxtrain.params.roles import (
-    Evidence,
-    infer_role,
-    is_matrix,
-    makes_hidden,
-    override_roles,
-)
+from flaxtrain.params.roles import Evidence, is_matrix, makes_hidden, roles_of
 from flaxtrain.params.stacks import guess_scan
 from flaxtrain.tree import Path, flatten, path_name, unflatten
 from flaxtrain.typing import Key, PyTree
@@ -170,17 +164,17 @@ def facts_from(
     found = {path: _Found.of(path, leaf, recorder) for path, leaf in leaves.items()}
     lifted = {path for path, leaf in leaves.items() if found[path].local_shape != leaf.shape}
     axes = _lifted_axes(initialise, {path: found[path] for path in lifted}, leaves)
-    given = override_roles(roles, leaves)
     beside: dict[Path, dict[str, Shape]] = {}
     for path, source in found.items():
         beside.setdefault(path[:-1], {})[path[-1]] = source.local_shape
 
-    verdicts = dict(given)
-    for path in leaves.keys() - given.keys():
-        evidence = found[path].evidence(path, leaves[path], recorder, beside[path[:-1]])
-        verdicts[path] = infer_role(evidence)
-    makers = {path for path, (role, _) in verdicts.items() if makes_hidden(role)}
-    uses = _uses(use, data, leaves, makers) if use is not None else {}
+    evidence = {
+        path: found[path].evidence(path, leaf, recorder, beside[path[:-1]])
+        for path, leaf in leaves.items()
+    }
+    verdicts = roles_of(evidence, roles)
+    matrices = [at for at, path in enumerate(leaves) if makes_hidden(verdicts[path][0])]
+    uses = _uses(use, data, leaves, matrices) if use is not None else {}
 
     def fact(path: Path) -> ParamFact:
         leaf, source = leaves[path], found[path]
@@ -262,11 +256,9 @@ class _Found(NamedTuple):
     def evidence(
         self, path: Path, leaf: _Leaf, recorder: Recorder, beside: Mapping[str, Shape]
     ) -> Evidence:
-        around = (
-            tuple(recorder.modules.get(self.owner_path[:-1], ())) if self.owner_path else ()
-        )
+        around = recorder.modules.get(self.owner_path[:-1], ()) if self.owner_path else ()
         owner = self.owner if self.resolved else None
-        return Evidence(path, owner, around, self.local_shape, leaf.dtype, beside)
+        return Evidence(path, owner, tuple(around), self.local_shape, leaf.dtype, beside)
 
 
 def _lifted_axes(
@@ -295,7 +287,7 @@ def _run_boxed(initialise: Initialise, boxed: Collection[Path]) -> dict[Path, An
 
 
 def _uses(
-    use: Use, data: PyTree, leaves: Mapping[Path, _Leaf], makers: Collection[Path]
+    use: Use, data: PyTree, leaves: Mapping[Path, _Leaf], matrices: Collection[int]
 ) -> dict[Path, FirstUse]:
     inputs, rebuild = _split_inputs(data)
 
@@ -304,7 +296,6 @@ def _uses(
             return use(unflatten(dict(zip(leaves, params, strict=True))), rebuild(data))
 
     params = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves.values()]
-    matrices = [at for at, path in enumerate(leaves) if path in makers]
     return dict(zip(leaves, first_uses(program, params, inputs, matrices), strict=True))
 
 

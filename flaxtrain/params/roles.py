@@ -157,6 +157,14 @@ def makes_hidden(role: str) -> bool:
     return role in ("kernel", "recurrent", "embedding")
 
 
+def roles_of(
+    evidence: Mapping[Path, Evidence], roles: Mapping[str | Path, str] | None
+) -> dict[Path, Verdict]:
+    """Returns role and rule of each parameter; what the user gave (`override_roles`) wins."""
+    given = override_roles(roles, evidence)
+    return {path: given.get(path) or infer_role(one) for path, one in evidence.items()}
+
+
 def infer_role(evidence: Evidence) -> Verdict:
     """Returns the role and the rule that decided, in words."""
     if evidence.owner is None:

@@ -20,7 +20,15 @@ from flaxtrain.params.facts import ParamFact
 from flaxtrain.params.globs import glob_pattern, path_text
 
 __all__ = [
-    *("AllOf", "AnyOf", "Asked", "Glob", "Hidden", "Not", "OfClass", "OfRole", "Regex"),
+    "AllOf",
+    "AnyOf",
+    "Asked",
+    "Glob",
+    "Hidden",
+    "Not",
+    "OfClass",
+    "OfRole",
+    "Regex",
     "Selector",
 ]
 

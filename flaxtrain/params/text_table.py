@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,10 @@ class TextTable:
         return "\n".join(self._line(cells, widths) for cells in lines)
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        place: list[Callable[[str, int], str]] = [
-            str.rjust if title in self.right else str.ljust for title in self.columns
-        ]
-        aligned = (put(*cell) for put, *cell in zip(place, cells, widths, strict=True))
+        aligned = (
+            cell.rjust(width) if title in self.right else cell.ljust(width)
+            for title, cell, width in zip(self.columns, cells, widths, strict=True)
+        )
         return "  ".join(aligned).rstrip()
 
     def markdown(self) -> str:

@@ -1,7 +1,33 @@
 """What the optimizer does, declared as data, and the transformation built from it."""
 
-from flaxtrain.spec.build import build
+from flaxtrain.spec.applied import applied_learning_rates, get_lr
+from flaxtrain.spec.assignment import AssignedGroup, AssignedParam, Assignment, assign
+from flaxtrain.spec.build import build, transformation
+from flaxtrain.spec.carry import carried, check_carries
+from flaxtrain.spec.edit import set_hyperparameters
+from flaxtrain.spec.freeze import Freeze
+from flaxtrain.spec.group import Group
+from flaxtrain.spec.layer_decay import LayerDecay
 from flaxtrain.spec.opt_spec import OptSpec
-from flaxtrain.spec.state import OptState, applied_learning_rates, get_lr
+from flaxtrain.spec.phases import Phase
+from flaxtrain.spec.state import OptState
 
-__all__ = ["OptSpec", "OptState", "applied_learning_rates", "build", "get_lr"]
+__all__ = [
+    "AssignedGroup",
+    "AssignedParam",
+    "Assignment",
+    "Freeze",
+    "Group",
+    "LayerDecay",
+    "OptSpec",
+    "OptState",
+    "Phase",
+    "applied_learning_rates",
+    "assign",
+    "build",
+    "carried",
+    "check_carries",
+    "get_lr",
+    "set_hyperparameters",
+    "transformation",
+]

@@ -2,6 +2,7 @@
 
 For a named optimizer, at update t = 1, 2, ... with learning rate a = learning_rate(t - 1):
     g <- g min(1, clip_norm / |g|)              one factor for all parameters
+    g <- g min(1, clip_norm_of_group / |g|)     one factor for each group that has its own
     the stages of the optimizer in their order; for most of them
         u <- rule(g)                            the preconditioner, per parameter
         u <- u + weight_decay x                 where the decay mask is True
@@ -12,49 +13,52 @@ the sum of parameter and update is rounded once, by `apply_updates`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.checks import is_concrete
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import ArgumentError, ParameterError, nearest
-from flaxtrain.optim import NAMED, GradientTransformation, safe_increment, with_extra_args
-from flaxtrain.optim.stages import init_stages, update_stages
+from flaxtrain.errors import ParameterError, nearest
+from flaxtrain.optim import GradientTransformation, safe_increment
 from flaxtrain.optim.transform import require_params
-from flaxtrain.params import Facts, decay_mask
-from flaxtrain.schedules import Schedule
+from flaxtrain.params import Facts
+from flaxtrain.spec.applied import applied_learning_rates
+from flaxtrain.spec.assignment import DEFAULT, AssignedGroup, Assignment, assign
+from flaxtrain.spec.hyperparameters import Numbers, Value
+from flaxtrain.spec.object_part import Leaves, ObjectPart
 from flaxtrain.spec.opt_spec import OptSpec
-from flaxtrain.spec.state import DEFAULT, OptState, applied_learning_rates, rate_at, rates_of
-from flaxtrain.tree import Path, flatten, global_norm, is_none, key_of, path_name, widened
-from flaxtrain.typing import Array, ArrayLike, Params, Updates
+from flaxtrain.spec.parts import NamedPart, Part, parts_of, rewarming
+from flaxtrain.spec.phases import Phase
+from flaxtrain.spec.state import OptState
+from flaxtrain.tree import Path, global_norm, is_none, key_of, path_name, widened
+from flaxtrain.typing import Array, Params, Updates
 
 __all__ = ["build"]
 
 
 def build(
-    spec: OptSpec, facts: Facts, horizon: Horizon | None = None
+    spec: OptSpec, facts: Facts, horizon: Horizon | None = None, *, step: int = 0
 ) -> GradientTransformation:
     """Makes the gradient transformation that a spec declares.
 
     `update` takes `grad_norm=` if the norm of the gradient is known already, and hands other
-    extra arguments to an optimizer object. The trees may be any part of the parameters that
-    `facts` describes, as nested dicts: frozen parameters are simply not there.
+    extra arguments to optimizer objects. The trees are those of the trained parameters, as
+    nested dicts: frozen parameters are simply not there.
 
     Args:
         spec: what the optimizer does.
-        facts: the table of the model's parameters; the decay mask is made from it.
+        facts: the table of the model's parameters; groups and masks are made from it.
         horizon: the length of the run, for durations that are still relative.
+        step: updates made so far; it decides what is frozen.
 
     Returns:
-        A transformation whose state is an `OptState`: `count`, `learning_rates`, and `slots`,
-        which for a named optimizer maps each slot's name to a tree like the parameters. Its
-        structure depends on the optimizer's rule only.
+        A transformation whose state is an `OptState`. Its structure depends on the optimizers
+        of the groups and on what is trained, not on any number.
 
     Raises:
-        ParameterError: the decay mask does not fit the parameters.
+        ParameterError: a selector or the decay mask does not fit the parameters.
         ArgumentError: `horizon` lacks what a relative duration needs.
 
     Example:
@@ -68,78 +72,30 @@ def build(
         >>> print(updates["kernel"].ravel(), updates["bias"], state.learning_rates["default"])
         [-0.05 -0.05] [-0.] 0.5
     """
-    spec = spec.resolve(horizon or Horizon())
-    return _build_object(spec) if spec.name is None else _build_named(spec, facts)
+    assignment = assign(spec, facts, horizon)
+    return transformation(assignment, assignment.phase_at(step))
 
 
-class DecayedPaths(frozenset[Path]):
-    """Paths of the parameters that decay; prints as their number."""
+def transformation(assignment: Assignment, phase: Phase) -> GradientTransformation:
+    """Returns the transformation of one phase of a run.
 
-    def __repr__(self) -> str:
-        return f"<{len(self)} parameters>"
-
-
-def _build_named(spec: OptSpec, facts: Facts) -> GradientTransformation:
-    entry = NAMED[str(spec.name)]
-    stages = entry.stages(spec.learning_rate, **dict(spec.hyperparameters))
-    weight_decay: Any = entry.weight_decay if spec.weight_decay is None else spec.weight_decay
-    decayed = _decayed_paths(spec, facts, weight_decay)
-    rate: Any = spec.learning_rate
+    Raises:
+        ArgumentError: an optimizer object holds a duration that is still relative.
+    """
+    parts = parts_of(assignment)
+    groups = assignment.groups
 
     def init(params: Params, /) -> OptState:
-        _check_paths(params, facts)
-        slots = init_stages(stages, widened(params))
-        return OptState(jnp.zeros([], jnp.int32), _not_yet([DEFAULT]), slots)
-
-    def update(
-        updates: Updates,
-        state: OptState,
-        params: Params | None = None,
-        *,
-        grad_norm: Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Updates, OptState]:
-        require_params(params, spec)
-        learning_rate: Any = rate_at(rate, state.count)
-        params = widened(params)
-
-        def with_decay(updates: Updates, sign: int) -> Updates:
-            return _add_decay(updates, params, sign * weight_decay, decayed)
-
-        t = safe_increment(state.count)
-        new, slots = update_stages(
-            *(stages, t, _clipped(widened(updates), spec.clip_norm, grad_norm)),
-            *(state.slots, params),
-            learning_rate=learning_rate,
-            decayed=with_decay,
-            **extra_args,
+        leaves = _leaves(params)
+        _check_paths(leaves, assignment)
+        slots = {part.label: part.init(_own(part, leaves)) for part in parts}
+        inner = slots[parts[0].label] if len(parts) == 1 else slots
+        return OptState(
+            jnp.full([], phase.start, jnp.int32),
+            {n: jnp.zeros((), jnp.float32) for part in parts for n in _rate_names(part, slots)},
+            {group.name: group.hyperparameters.initial() for group in groups},
+            inner,
         )
-        applied = {DEFAULT: jnp.asarray(learning_rate, jnp.float32)}
-        return new, OptState(t, applied, slots)
-
-    return GradientTransformation(
-        init, update, name="build", arguments={"spec": spec, "decayed": decayed}
-    )
-
-
-def _build_object(spec: OptSpec) -> GradientTransformation:
-    given: Any = spec.optimizer
-    tx = with_extra_args(given)
-    for rate in rates_of(given).values():
-        if isinstance(rate, Schedule) and not rate.is_resolved:
-            raise ArgumentError(
-                f"durations in an optimizer object are still relative: {rate!r}",
-                where=f"{spec!r}",
-                fix="call resolve(horizon) on the schedule, or pass the optimizer by name",
-            )
-
-    def known(inner: Any) -> dict[str, Array]:
-        found = applied_learning_rates(inner, given)
-        return {group: rate for group, rate in found.items() if rate is not None}
-
-    def init(params: Params, /) -> OptState:
-        inner = tx.init(params)
-        return OptState(jnp.zeros([], jnp.int32), _not_yet(known(inner)), inner)
 
     def update(
         updates: Updates,
@@ -149,64 +105,136 @@ def _build_object(spec: OptSpec) -> GradientTransformation:
         grad_norm: Array | None = None,
         **extra_args: Any,
     ) -> tuple[Updates, OptState]:
-        clipped = _clipped(updates, spec.clip_norm, grad_norm)
-        new, inner = tx.update(clipped, state.slots, params, **extra_args)
-        # Asked of the state inside: a wrapper may count other updates than we do.
-        found = known(inner)
-        applied = {g: found.get(g, before) for g, before in state.learning_rates.items()}
-        return new, OptState(safe_increment(state.count), applied, inner)
+        require_params(params, assignment.spec)
+        count = state.count
+        hyperparams = {
+            group.name: group.hyperparameters.at(count, state.hyperparams[group.name])
+            for group in groups
+        }
+        numbers = {group.name: _numbers(group, hyperparams[group.name]) for group in groups}
+        _, structure = jax.tree.flatten(updates, is_leaf=is_none)
+        grads, values = _leaves(updates), _leaves(params)
+        # Widened before it is clipped: the factor must not be rounded to 16 bits.
+        for part in parts:
+            if isinstance(part, NamedPart):
+                grads |= widened(_own(part, grads))
+        clipped = _clipped(grads, assignment, hyperparams, grad_norm)
+        slots = {parts[0].label: state.slots} if len(parts) == 1 else dict(state.slots)
+        new: Leaves = {}
+        _check_trained(grads, phase)
+        for part in parts:
+            own = _own(part, clipped)
+            if own:
+                arrays = (own, slots[part.label], {path: values[path] for path in own})
+                done, slots[part.label] = part.update(
+                    count, phase, *arrays, numbers, **extra_args
+                )
+                new |= done
+        found = {n: r for part in parts for n, r in _rates(part, slots, phase, numbers, count)}
+        rates = {name: found.get(name, old) for name, old in state.learning_rates.items()}
+        inner = slots[parts[0].label] if len(parts) == 1 else slots
+        result = jax.tree.unflatten(structure, [new[path] for path in grads])
+        return result, OptState(safe_increment(count), rates, hyperparams, inner)
 
-    return GradientTransformation(init, update, name="build", arguments={"spec": spec})
+    arguments = {"spec": assignment.spec, "assignment": assignment, "phase": phase}
+    return GradientTransformation(init, update, name="build", arguments=arguments)
 
 
-def _not_yet(groups: Collection[str]) -> dict[str, Array]:
-    return {group: jnp.zeros([], jnp.float32) for group in groups}
+def _leaves(tree: Any) -> Leaves:
+    """Returns the leaves of any tree by path, None included, in jax's order."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
+    return {tuple(map(key_of, keys)): leaf for keys, leaf in found}
 
 
-def _decayed_paths(spec: OptSpec, facts: Facts, weight_decay: ArrayLike) -> DecayedPaths:
-    if is_concrete(weight_decay) and weight_decay == 0:
-        return DecayedPaths()
-    mask = flatten(decay_mask(facts, spec.decay))
-    return DecayedPaths(path for path, decays in mask.items() if decays)
+def _own(part: Part, leaves: Leaves) -> Leaves:
+    """Returns the leaves of a part's groups."""
+    paths = frozenset[Path]().union(*(group.paths for group in part.groups.values()))
+    return {path: leaf for path, leaf in leaves.items() if path in paths}
 
 
-def _check_paths(params: Params, facts: Facts) -> None:
+def _check_paths(leaves: Leaves, assignment: Assignment) -> None:
     """Refuses parameters that the table does not know: their mask would be a guess."""
-    for keys, _ in jax.tree_util.tree_leaves_with_path(params):
-        if _path(keys) not in facts:
-            guess = nearest(path_name(keys), map(path_name, facts)) or ["(none)"]
+    for path in leaves:
+        if path not in assignment.params:
+            guess = nearest(path_name(path), map(path_name, assignment.params)) or ["(none)"]
             raise ParameterError(
-                f"the model has no parameter {path_name(keys)!r}",
+                f"the model has no parameter {path_name(path)!r}",
                 where="build(spec, facts): init(params)",
                 fix=f"pass params of the model that facts describes; nearest: {guess[0]}",
             )
 
 
-def _path(keys: tuple[Any, ...]) -> Path:
-    return tuple(map(key_of, keys))
+def _check_trained(grads: Leaves, phase: Phase) -> None:
+    for path in grads:
+        if path not in phase.trained:
+            raise ParameterError(
+                f"{path_name(path)!r} is frozen in the steps {phase.start}:{phase.stop or ''}",
+                where="build(spec, facts): update(grads, ...)",
+                fix="pass gradients and parameters without the frozen ones",
+            )
 
 
-def _clipped(grads: Updates, clip_norm: ArrayLike | None, norm: Array | None) -> Updates:
-    if clip_norm is None:
-        return grads
-    if norm is None:
-        norm = global_norm(widened(grads))
+def _numbers(group: AssignedGroup, hyperparams: Mapping[str, Value]) -> Numbers:
+    """Returns the numbers of a group; an optimizer object keeps its rate to itself."""
+    rate: Any = hyperparams.get("learning_rate", 0.0)
+    return Numbers(rate if group.lr_mult == 1.0 else rate * group.lr_mult, hyperparams)
+
+
+def _clipped(
+    grads: Leaves,
+    assignment: Assignment,
+    hyperparams: Mapping[str, Mapping[str, Value]],
+    norm: Array | None,
+) -> Leaves:
+    """Clips the whole gradient, then the gradients of the groups that say so."""
+    for group in reversed(assignment.groups):  # the default one is last; its norm is the whole
+        limit: Any = hyperparams[group.name].get("clip_norm")
+        whole = group.name == DEFAULT
+        own = grads if whole else {p: g for p, g in grads.items() if p in group.paths}
+        if limit is not None and own:
+            known = norm if whole and norm is not None else global_norm(widened(own))
+            grads = {**grads, **_scaled_down(own, known, limit)}
+    return grads
+
+
+def _scaled_down(grads: Leaves, norm: Array, limit: Any) -> Leaves:
     # NaN compares False, so that it reaches every gradient and the step can be rejected.
-    return _scaled(grads, jnp.where(norm < clip_norm, 1.0, clip_norm / norm))
+    factor = jnp.where(norm < limit, 1.0, limit / norm)
+    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.real.dtype) * leaf, grads)
 
 
-def _scaled(tree: Updates, factor: ArrayLike) -> Updates:
-    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.real.dtype) * leaf, tree)
+def _rates(
+    part: Part,
+    slots: Mapping[str, Any],
+    phase: Phase,
+    numbers: Mapping[str, Numbers],
+    count: Any,
+) -> Iterator[tuple[str, Array]]:
+    """Yields the learning rates that an update applied, by group; 0 where all is frozen."""
+    if isinstance(part, ObjectPart):
+        # Asked of the state inside: a wrapper may count other updates than we do.
+        yield from _known(part, slots[part.label]).items()
+        return
+    for name, group in part.groups.items():
+        trained = {phase.trained[path] for path in group.paths if path in phase.trained}
+        # Where parts of a group thawed at different times, the largest of their rates.
+        factors = [jnp.asarray(rewarming(a, count), jnp.float32) for a in trained]
+        largest = jnp.max(jnp.stack(factors)) if factors else 0.0
+        yield name, jnp.asarray(numbers[name].learning_rate * largest, jnp.float32)
 
 
-def _add_decay(
-    updates: Updates, params: Params, weight_decay: ArrayLike, decayed: DecayedPaths
-) -> Updates:
-    def add(keys: tuple[Any, ...], update: Array | None, param: Array) -> Array | None:
-        if update is None or _path(keys) not in decayed:
-            return update
-        return update + weight_decay * param
+def _rate_names(part: Part, slots: Mapping[str, Any]) -> Iterable[str]:
+    if isinstance(part, ObjectPart):
+        return _known(part, slots[part.label])
+    return [name for name, group in part.groups.items() if group.paths]
 
-    if not decayed:
-        return updates
-    return jax.tree_util.tree_map_with_path(add, updates, params, is_leaf=is_none)
+
+def _known(part: ObjectPart, state: Any) -> dict[str, Array]:
+    """Returns the learning rates that an object tells, by group."""
+    found = applied_learning_rates(state, part.tx)
+    known = {name: rate for name, rate in found.items() if rate is not None}
+    if part.label == DEFAULT:
+        return known
+    if len(known) == 1:
+        return {part.label: next(iter(known.values()))}
+    return {f"{part.label}.{name}": rate for name, rate in known.items()}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.optim import NAMED, GradientTransformation
 from flaxtrain.schedules import Schedule, from_dict
-from flaxtrain.spec.validate import name_of
+from flaxtrain.spec.declaration import Declaration, name_of, names_of
+from flaxtrain.spec.freeze import Freeze
+from flaxtrain.spec.group import Group
+from flaxtrain.spec.layer_decay import LayerDecay
 
 # Nothing here is public: `OptSpec.to_dict` and `OptSpec.from_dict` are.
 __all__ = []
@@ -18,21 +23,37 @@ VERSION = 1
 """The version of the form; a reader refuses another one."""
 
 
-def encode(values: Mapping[str, Any]) -> dict[str, Any]:
+def encode(spec: Declaration) -> dict[str, Any]:
     """Returns a spec's fields as JSON data.
 
     Raises:
         ArgumentTypeError: a value can't be data; it is named.
     """
     table: dict[str, Any] = {"version": VERSION}
-    for name, value in values.items():
+    for name in names_of(type(spec)):
+        value = getattr(spec, name)
+        where = f"{type(spec).__name__}({name}=...)"
         if name == "hyperparameters":
             table[name] = {key: _as_data(v, f"OptSpec({key}=...)") for key, v in value}
-        elif name == "optimizer" and not isinstance(value, str):
-            table[name] = _object_as_data(value)
+        elif name == "optimizer":
+            table[name] = _optimizer_as_data(value)
         else:
-            table[name] = _as_data(value, f"OptSpec({name}=...)")
+            table[name] = _as_data(value, where)
     return table
+
+
+def _declaration_as_data(value: Declaration) -> dict[str, Any]:
+    where = f"{type(value).__name__}({value.arguments()[names_of(type(value))[0]]!r}, "
+    return {
+        name: _optimizer_as_data(part)
+        if name == "optimizer"
+        else _as_data(part, f"{where}{name}=...)")
+        for name, part in value.arguments().items()
+    }
+
+
+def _optimizer_as_data(value: Any) -> Any:
+    return value if isinstance(value, str) else _object_as_data(value)
 
 
 def _object_as_data(tx: Any) -> dict[str, Any]:
@@ -49,16 +70,35 @@ def _object_as_data(tx: Any) -> dict[str, Any]:
 def _as_data(value: Any, where: str) -> Any:
     if isinstance(value, Schedule):
         return value.to_dict()
+    if isinstance(value, Declaration):
+        return _declaration_as_data(value)
+    if isinstance(value, LayerDecay):
+        fields = dataclasses.asdict(value)
+        return {key: _as_data(child, f"LayerDecay({key}=...)") for key, child in fields.items()}
+    if isinstance(value, (tuple, list)):
+        return [_as_data(child, f"{where}[{i}]") for i, child in enumerate(value)]
     if isinstance(value, Mapping):
         return {key: _as_data(child, f"{where}[{key!r}]") for key, child in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
+    if isinstance(value, float):
+        return _finite(value, where)
     found = f"the function {name_of(value)}" if callable(value) else repr(value)
     raise ArgumentTypeError(
         f"{found} can't be written as data",
         where=where,
         fix="use numbers, names and schedules from flaxtrain.schedules",
     )
+
+
+def _finite(value: float, where: str) -> float:
+    if not math.isfinite(value):
+        raise ArgumentTypeError(
+            f"{value} can't be written as data: JSON has no such number",
+            where=where,
+            fix="pass a finite number, or None where that means no bound",
+        )
+    return value
 
 
 def decode(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -95,10 +135,28 @@ def decode(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     arguments = {name: _decoded(value) for name, value in table.items()}
     if isinstance(arguments["optimizer"], Mapping):
         arguments["optimizer"] = _object_from(arguments["optimizer"])
+    for name, kind in (("groups", Group), ("freeze", Freeze)):
+        rows = _sequence(arguments.get(name, ()), f"{where}: {name}")
+        arguments[name] = tuple(_declared(kind, row, f"{where}: {name}") for row in rows)
+    if isinstance(arguments.get("layer_decay"), Mapping):
+        arguments["layer_decay"] = _layer_decay_from(arguments["layer_decay"])
     return {
         **arguments,
         "hyperparameters": {k: _decoded(v) for k, v in hyperparameters.items()},
     }
+
+
+def _layer_decay_from(table: Mapping[str, Any]) -> LayerDecay:
+    where = "OptSpec.from_dict: layer_decay"
+    names = [field.name for field in dataclasses.fields(LayerDecay)]
+    for name in table:
+        if name not in names:
+            raise unknown_name("field", str(name), names, where=where)
+    if "rate" not in table:
+        raise ArgumentError(
+            "no rate is given", where=where, fix="add 'rate': 0.75, or the like"
+        )
+    return LayerDecay(**table)
 
 
 def _object_from(data: Mapping[str, Any]) -> GradientTransformation:
@@ -110,11 +168,40 @@ def _object_from(data: Mapping[str, Any]) -> GradientTransformation:
 
 
 def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_decoded, value))
     if not isinstance(value, Mapping):
         return value
     if "schedule" in value and isinstance(value["schedule"], str):
         return from_dict(value)
     return {key: _decoded(child) for key, child in value.items()}
+
+
+def _declared(kind: Any, row: Any, where: str) -> Any:
+    table = dict(_mapping(row, where))
+    if "select" not in table:
+        raise ArgumentError(
+            "the row selects nothing", where=where, fix="add 'select': 'head/**', or the like"
+        )
+    if isinstance(table.get("optimizer"), Mapping):
+        table["optimizer"] = _object_from(table["optimizer"])
+    try:
+        return kind(**table)
+    except TypeError as error:
+        if isinstance(error, ArgumentTypeError):
+            raise
+        unknown = next(name for name in table if name not in names_of(kind))
+        raise unknown_name("field", unknown, names_of(kind), where=where) from None
+
+
+def _sequence(value: Any, where: str) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ArgumentTypeError(
+            f"{value!r} is a {type(value).__name__}, not a list",
+            where=where,
+            fix="pass what OptSpec.to_dict returned",
+        )
+    return value
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

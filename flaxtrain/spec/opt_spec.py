@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from flaxtrain.durations import Horizon
 from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike
-from flaxtrain.optim.transform import same_value
-from flaxtrain.params import ParamFact
+from flaxtrain.params import DecayChoice, SelectorLike
 from flaxtrain.schedules import Schedule
+from flaxtrain.spec.compare import differences, fingerprint
 from flaxtrain.spec.data import decode, encode, read_json
-from flaxtrain.spec.validate import check_spec, hyperparameters_from, plain
+from flaxtrain.spec.declaration import (
+    Declaration,
+    as_decay,
+    hyperparameters_from,
+    names_of,
+    plain,
+)
+from flaxtrain.spec.freeze import Freeze
+from flaxtrain.spec.group import Group
+from flaxtrain.spec.layer_decay import LayerDecay
+from flaxtrain.spec.validate import as_freezes, as_tuple, check_spec
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["OptSpec"]
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class OptSpec:
+class OptSpec(Declaration):
     """Declares the optimizer of a run; `build` makes the transformation from it.
 
     With a name, the update of a parameter x with gradient g is for most optimizers
@@ -38,16 +47,24 @@ class OptSpec:
             rate, decay and hyperparameters with it.
         learning_rate: a number >= 0, a schedule, or any function of the number of updates
             already applied. Required with a name, refused with an object.
-        weight_decay: decoupled decay >= 0, multiplied by the learning rate; None: the named
-            optimizer's own default.
-        decay: which parameters decay: a preset (`"kernels"`, `"all"`, `"ndim"`), nested dicts
-            of bools with the structure of the params, or a function from the facts of a
-            parameter, or from its name (an `optim.ParamName`), to a bool.
-        clip_norm: largest norm > 0 of the whole gradient, which is scaled down to it; None: no
-            clipping.
+        weight_decay: decoupled decay >= 0, multiplied by the learning rate: a number or a
+            schedule; None: the named optimizer's own default.
+        decay: which parameters decay: a preset (a key of `params.DECAY_PRESETS`), a selector,
+            nested dicts of bools with the structure of the params, or a function from the facts
+            of a parameter, or from its name (an `optim.ParamName`), to a bool.
+        decay_to: what weight decay pulls towards: `"zero"`, or `"init"`, the values with which
+            training of a parameter begins (L2-SP: Li et al. 2018, arXiv:1802.01483).
+        clip_norm: largest norm > 0 of the whole gradient, which is scaled down to it: a number
+            or a schedule; None: no clipping.
         nonfinite: what the training step does with a loss or gradient that is NaN or infinite:
             `"raise"`, or `"skip"` the step.
-        **hyperparameters: those of the named optimizer, checked by name and range.
+        layer_decay: factor in (0, 1] by which the learning rate falls from each layer to the
+            one below it, or a `LayerDecay`.
+        groups: what is different for some parameters; the first group that selects a parameter
+            has it.
+        freeze: which parameters are not trained: selectors, or `Freeze` rules.
+        **hyperparameters: those of the named optimizer, checked by name and range; numbers may
+            be schedules.
 
     Raises:
         UnknownNameError: the optimizer, an argument or a preset is not known; the error has the
@@ -67,10 +84,14 @@ class OptSpec:
 
     optimizer: str | TransformationLike
     learning_rate: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
-    weight_decay: ArrayLike | None
-    decay: str | Mapping[str, Any] | Callable[[ParamFact], bool]
-    clip_norm: ArrayLike | None
+    weight_decay: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
+    decay: DecayChoice
+    decay_to: Literal["zero", "init"]
+    clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
     nonfinite: Literal["raise", "skip"]
+    layer_decay: float | LayerDecay | None
+    groups: tuple[Group, ...]
+    freeze: tuple[Freeze, ...]
     hyperparameters: tuple[tuple[str, Any], ...]
 
     def __init__(
@@ -78,23 +99,32 @@ class OptSpec:
         optimizer: str | TransformationLike,
         learning_rate: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
         *,
-        weight_decay: ArrayLike | None = None,
-        decay: str | Mapping[str, Any] | Callable[[ParamFact], bool] = "kernels",
-        clip_norm: ArrayLike | None = None,
+        weight_decay: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
+        decay: DecayChoice = "kernels",
+        decay_to: Literal["zero", "init"] = "zero",
+        clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
+        layer_decay: float | LayerDecay | None = None,
+        groups: Sequence[Group] = (),
+        freeze: Freeze | SelectorLike | Sequence[Freeze | SelectorLike] = (),
         **hyperparameters: Any,
     ) -> None:
         values = {
             "optimizer": optimizer,
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
-            "decay": decay,
+            "decay": as_decay(decay),
+            "decay_to": decay_to,
             "clip_norm": clip_norm,
             "nonfinite": nonfinite,
-            "hyperparameters": hyperparameters_from(hyperparameters),
+            "layer_decay": layer_decay,
         }
-        for name, value in values.items():
-            object.__setattr__(self, name, plain(value))
+        self._set(**{name: plain(value) for name, value in values.items()})
+        self._set(
+            groups=as_tuple(groups, Group, where="OptSpec(groups=...)"),
+            freeze=as_freezes(freeze),
+            hyperparameters=hyperparameters_from(hyperparameters),
+        )
         check_spec(self)
 
     @property
@@ -102,33 +132,30 @@ class OptSpec:
         """The registered name of the optimizer; None where it is an object."""
         return self.optimizer if isinstance(self.optimizer, str) else None
 
-    def arguments(self) -> dict[str, Any]:
-        """Returns the arguments that differ from their defaults, as `OptSpec` takes them."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)[:-1]}
-        changed = {
-            name: value
-            for name, value in given.items()
-            if name == "optimizer" or not same_value(value, _DEFAULTS[name])
-        }
-        return {**changed, **dict(self.hyperparameters)}
+    def merged(self, group: Group) -> tuple[OptSpec, float]:
+        """Returns the spec of one group, with what it inherits, and the factor of its rate.
 
-    def replace(self, **changes: Any) -> Self:
-        """Returns a copy with some arguments changed; hyperparameters that stay are kept.
-
-        Args:
-            **changes: arguments of `OptSpec`. `hyperparameters={...}` replaces all of them.
+        Its `clip_norm` is the group's own: that of the whole gradient is not repeated.
 
         Raises:
-            FlaxtrainError: as `OptSpec` does.
-
-        Example:
-            >>> OptSpec("adam", 0.1, b1=0.8).replace(optimizer="sgd", hyperparameters={})
-            OptSpec('sgd', learning_rate=0.1)
+            FlaxtrainError: as `OptSpec` does; the group is named.
         """
-        kept = self.arguments()
-        if "hyperparameters" in changes:
-            kept = {name: value for name, value in kept.items() if name in _NAMES}
-        return type(self)(**{**kept, **changes})
+        own = dict(group.own())
+        factor = own.pop("lr_mult", 1.0)
+        if (schedule := own.pop("schedule", None)) is not None:
+            factor *= own.pop("learning_rate", 1.0)
+            own["learning_rate"] = schedule
+        other = own.get("optimizer", self.optimizer)
+        inherited: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "decay": self.decay,
+            "decay_to": self.decay_to,
+        }
+        if other is self.optimizer or other == self.optimizer:
+            inherited |= {"weight_decay": self.weight_decay, **dict(self.hyperparameters)}
+        elif not isinstance(other, str):
+            inherited = {}
+        return OptSpec(**{**inherited, "optimizer": self.optimizer, **own}), factor
 
     def resolve(self, horizon: Horizon) -> Self:
         """Returns the spec with every relative duration turned into steps.
@@ -148,12 +175,7 @@ class OptSpec:
             >>> spec.resolve(Horizon(total_steps=500)).learning_rate
             cosine_decay_schedule(init_value=0.1, decay_steps=500)
         """
-        resolved = {
-            "learning_rate": _resolved(self.learning_rate, horizon),
-            "optimizer": _resolved(self.optimizer, horizon),
-        }
-        changes = {name: v for name, v in resolved.items() if v is not getattr(self, name)}
-        return self.replace(**changes) if changes else self
+        return self.map(lambda value: _resolved(value, horizon))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as JSON data, with the version of its form.
@@ -162,7 +184,32 @@ class OptSpec:
             ArgumentTypeError: a part can't be data: a plain function, or an optimizer object
                 that is not of a registered name. It is named.
         """
-        return encode({f.name: getattr(self, f.name) for f in fields(self)})
+        return encode(self)
+
+    def fingerprint(self) -> str:
+        """Returns a short text that depends on all that the spec says, and on nothing else.
+
+        Raises:
+            ArgumentTypeError: a part can't be data (see `to_dict`).
+
+        Example:
+            >>> spec = OptSpec("sgd", 0.1, momentum=0.9)
+            >>> spec.fingerprint() == OptSpec.from_json(spec.to_json()).fingerprint()
+            True
+        """
+        return fingerprint(self)
+
+    def diff(self, other: OptSpec) -> tuple[str, ...]:
+        """Returns what is different in another spec, one line for each field.
+
+        Raises:
+            ArgumentTypeError: `other` is no spec.
+
+        Example:
+            >>> OptSpec("adamw", 0.1, b2=0.95).diff(OptSpec("adamw", 0.2, b2=0.95))
+            ('learning_rate: 0.1 -> 0.2',)
+        """
+        return differences(self, other)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -173,7 +220,7 @@ class OptSpec:
             ArgumentError: the data are of another version, or a value is out of range.
             ArgumentTypeError: a value has the wrong type.
         """
-        return cls(**decode(data, _NAMES))
+        return cls(**decode(data, names_of(cls)))
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Returns the spec as JSON text.
@@ -193,39 +240,20 @@ class OptSpec:
         """
         return cls.from_dict(read_json(text))
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, OptSpec):
-            return NotImplemented
-        return all(
-            same_value(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
-        )
-
-    def __hash__(self) -> int:
-        # Only what is sure to hash: a user's optimizer object or a dict of bools need not.
-        names = tuple(name for name, _ in self.hyperparameters)
-        return hash((self.name, str(self.nonfinite), self.clip_norm is None, names))
-
-    def __repr__(self) -> str:
-        arguments = self.arguments()
-        shown = [repr(arguments.pop("optimizer"))]
-        shown += [f"{name}={value!r}" for name, value in arguments.items()]
-        return f"OptSpec({', '.join(shown)})"
-
 
 def _resolved(value: Any, horizon: Horizon) -> Any:
-    """Returns a schedule, or an object whose arguments are schedules, in steps."""
-    if isinstance(value, Schedule):
-        return value.resolve(horizon)
+    """Returns a schedule, or what holds schedules and durations, in steps."""
+    if isinstance(value, (Schedule, Freeze)):
+        resolved = value.resolve(horizon)
+        return value if resolved == value else resolved
+    if isinstance(value, Group):
+        return value.map(lambda part: _resolved(part, horizon))
+    if isinstance(value, tuple):
+        parts = tuple(_resolved(part, horizon) for part in value)
+        return value if all(a is b for a, b in zip(parts, value)) else parts
     entry = NAMED.get(getattr(value, "name", None) or "")
     if isinstance(value, GradientTransformation) and entry is not None:
         arguments = {name: _resolved(v, horizon) for name, v in value.arguments.items()}
         if any(arguments[name] is not v for name, v in value.arguments.items()):
             return entry.factory(**arguments)
     return value
-
-
-_NAMES = tuple(field.name for field in fields(OptSpec))
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(OptSpec.__init__).parameters.items()
-}

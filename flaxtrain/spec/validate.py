@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import check_number, is_concrete
+from flaxtrain.checks import check_choice, check_number, is_concrete
 from flaxtrain.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -18,9 +16,15 @@ from flaxtrain.errors import (
     unknown_name,
 )
 from flaxtrain.optim import NAMED, with_extra_args
+from flaxtrain.optim.registry import NamedOptimizer
 from flaxtrain.optim.stages import DECAY
-from flaxtrain.params import DECAY_PRESETS
+from flaxtrain.params import check_decay_choice
 from flaxtrain.schedules import Schedule
+from flaxtrain.spec.declaration import name_of, names_of
+from flaxtrain.spec.freeze import Freeze
+from flaxtrain.spec.group import Group
+from flaxtrain.spec.hyperparameters import adjustable
+from flaxtrain.spec.layer_decay import LayerDecay
 
 if TYPE_CHECKING:
     from flaxtrain.spec.opt_spec import OptSpec
@@ -28,8 +32,21 @@ if TYPE_CHECKING:
 # Nothing here is public: `OptSpec` raises what these functions raise.
 __all__ = []
 
+T = TypeVar("T")
+
 NONFINITE = ("raise", "skip")
-ARGUMENTS = ("learning_rate", "weight_decay", "decay", "clip_norm", "nonfinite")
+DECAY_TO = ("zero", "init")
+ARGUMENTS = (
+    "learning_rate",
+    "weight_decay",
+    "decay",
+    "decay_to",
+    "clip_norm",
+    "nonfinite",
+    "layer_decay",
+    "groups",
+    "freeze",
+)
 
 # What other libraries call these arguments, where the spelling is too far for a guess.
 _ALSO_KNOWN_AS = {
@@ -43,42 +60,29 @@ _ALSO_KNOWN_AS = {
 }
 
 
-def plain(value: Any) -> Any:
-    """Scalars of numpy and jax become Python numbers, dtypes their names; dicts are copied."""
-    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-        is_number = is_concrete(value) and value.ndim == 0 and not is_key(value)
-        return value.item() if is_number else value
-    if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
-        return np.dtype(value).name
-    if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(map(plain, value))
-    if isinstance(value, Mapping):
-        return {key: plain(child) for key, child in value.items()}
-    return value
+def as_tuple(values: Any, kind: type[T], *, where: str) -> tuple[T, ...]:
+    """Returns a sequence of `kind` as a tuple; one alone is a sequence of one."""
+    found = (values,) if isinstance(values, kind) else values
+    if not isinstance(found, (tuple, list)):
+        raise ArgumentTypeError(
+            f"{values!r} is a {type(values).__name__}, not a list",
+            where=where,
+            fix=f"pass a list of {kind.__name__}",
+        )
+    for index, value in enumerate(found):
+        if not isinstance(value, kind):
+            raise ArgumentTypeError(
+                f"{value!r} is a {type(value).__name__}, not a {kind.__name__}",
+                where=f"{where}, number {index}",
+                fix=f"pass {kind.__name__}(...)",
+            )
+    return tuple(found)
 
 
-def is_key(value: Any) -> bool:
-    """Whether a value is a typed key of `jax.random`."""
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-
-
-def name_of(value: Any) -> str:
-    """Returns the name of an optimizer object or a function, or of the value's type."""
-    for attribute in ("name", "__qualname__"):
-        name = getattr(value, attribute, None)
-        if isinstance(name, str):
-            return name
-    return type(value).__qualname__
-
-
-def hyperparameters_from(given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Returns hyperparameters sorted by name.
-
-    `dataclasses.replace` hands the field itself back under the name `hyperparameters`.
-    """
-    given = dict(given)
-    field: Any = given.pop("hyperparameters", ())
-    return tuple(sorted({**dict(field), **given}.items()))
+def as_freezes(rules: Any) -> tuple[Freeze, ...]:
+    """Returns what is frozen as rules; a selector alone means for ever."""
+    several = rules if isinstance(rules, (tuple, list)) else (rules,)
+    return tuple(rule if isinstance(rule, Freeze) else Freeze(rule) for rule in several)
 
 
 def check_spec(spec: OptSpec) -> None:
@@ -90,10 +94,57 @@ def check_spec(spec: OptSpec) -> None:
         where = f"OptSpec({name_of(spec.optimizer)})"
         _check_object(spec, where)
     if spec.clip_norm is not None:
-        check_number("clip_norm", spec.clip_norm, minimum=0.0, exclude=(0.0,), where=where)
+        _check_scheduled("clip_norm", spec.clip_norm, where, minimum=0.0, exclude=(0.0,))
     if spec.nonfinite not in NONFINITE:
         raise unknown_name("choice of nonfinite", str(spec.nonfinite), NONFINITE, where=where)
-    _check_decay(spec.decay, where)
+    check_choice("decay_to", spec.decay_to, DECAY_TO, where=where)
+    check_decay_choice(spec.decay, where=where)
+    if spec.layer_decay is not None and not isinstance(spec.layer_decay, LayerDecay):
+        LayerDecay(spec.layer_decay)
+    _check_groups(spec)
+
+
+def _check_own(group: Group, optimizer: Any, where: str) -> None:
+    """Refuses arguments of the whole spec, which `Group` takes for hyperparameters."""
+    for name, _ in group.hyperparameters:
+        if name in ARGUMENTS:
+            raise ArgumentError(
+                f"{name} is said of all parameters together",
+                where=where,
+                fix=f"pass {name}= to OptSpec",
+            )
+        entry = NAMED.get(optimizer) if isinstance(optimizer, str) else None
+        if entry is not None and name not in entry.hyperparameters:
+            arguments = [field for field in names_of(Group) if field != "hyperparameters"]
+            known = (*arguments, *entry.hyperparameters)
+            raise _unknown_argument(name, known, where)
+
+
+def _check_groups(spec: OptSpec) -> None:
+    labels: dict[str, int] = {"default": -1}
+    for index, group in enumerate(spec.groups):
+        where = f"Group({group.select!r})"
+        label = group.label(index)
+        if label in labels:
+            taken = "the rest" if label == "default" else f"group number {labels[label]}"
+            raise ArgumentError(
+                f"the name {label!r} is that of {taken}",
+                where=where,
+                fix="pass another name=",
+            )
+        labels[label] = index
+        _check_own(group, group.optimizer or spec.optimizer, where)
+        try:
+            merged, factor = spec.merged(group)
+        except FlaxtrainError as error:
+            raise type(error)(error.found, where=where, fix=error.fix) from None
+        if merged.name is None and factor != 1.0:
+            raise ArgumentError(
+                "a factor of the learning rate does not go with an optimizer object, which "
+                "brings its own rate",
+                where=where,
+                fix="set the rate where the object is made, or pass the optimizer by name",
+            )
 
 
 def _check_named(spec: OptSpec, where: str) -> None:
@@ -102,16 +153,14 @@ def _check_named(spec: OptSpec, where: str) -> None:
     entry = NAMED[str(spec.optimizer)]
     for name, _ in spec.hyperparameters:
         if name not in entry.hyperparameters:
-            raise _unknown_argument(name, entry.hyperparameters, where)
+            raise _unknown_argument(name, (*ARGUMENTS, *entry.hyperparameters), where)
     _check_learning_rate(spec.learning_rate, where)
-    try:
-        stages = entry.stages(spec.learning_rate, **dict(spec.hyperparameters))
-    except FlaxtrainError as error:  # the stages don't know where their arguments come from
-        raise type(error)(error.found, where=where, fix=error.fix) from None
+    stages = _check_hyperparameters(spec, entry, where)
     if spec.weight_decay is not None:
-        check_number("weight_decay", spec.weight_decay, minimum=0.0, where=where)
+        _check_scheduled("weight_decay", spec.weight_decay, where, minimum=0.0)
         decay: Any = spec.weight_decay
-        if DECAY not in stages and is_concrete(decay) and decay > 0:
+        is_on = callable(decay) or (is_concrete(decay) and decay > 0)
+        if DECAY not in stages and is_on:
             raise ArgumentError(
                 f"weight_decay={spec.weight_decay}, and {spec.optimizer} has no weight decay",
                 where=where,
@@ -119,10 +168,52 @@ def _check_named(spec: OptSpec, where: str) -> None:
             )
 
 
-def _unknown_argument(
-    name: str, hyperparameters: Iterable[str], where: str
-) -> UnknownNameError:
-    known = (*ARGUMENTS, *hyperparameters)
+def _check_hyperparameters(spec: OptSpec, entry: NamedOptimizer, where: str) -> Any:
+    """Makes the stages with the smallest and the largest value of each scheduled number."""
+    given = dict(spec.hyperparameters)
+    numbers = adjustable(entry)
+    extremes: dict[str, tuple[Any, Any]] = {}
+    for name, value in given.items():
+        if not callable(value) or isinstance(value, type):
+            continue
+        if name not in numbers:
+            raise ArgumentTypeError(
+                f"{name} is no number and can't follow a schedule: {value!r}",
+                where=where,
+                fix=f"numbers of {spec.optimizer}: {', '.join(numbers) or '(none)'}",
+            )
+        extremes[name] = _extremes(value, name, where)
+    stages: Any = ()
+    for end in (0, 1):
+        values = {**given, **{name: pair[end] for name, pair in extremes.items()}}
+        try:
+            stages = entry.stages(spec.learning_rate, **values)
+        except FlaxtrainError as error:  # the stages don't know where their arguments come from
+            raise type(error)(error.found, where=where, fix=error.fix) from None
+    return stages
+
+
+def _extremes(schedule: Any, name: str, where: str) -> tuple[Any, Any]:
+    """Returns the smallest and largest value of a schedule, as far as they can be known."""
+    known = schedule.extremes() if isinstance(schedule, Schedule) else None
+    if known is not None:
+        return known
+    if isinstance(schedule, Schedule) and not schedule.is_resolved:
+        return 0.5, 0.5  # judged again when the durations are steps
+    first = schedule(0)
+    if is_concrete(first):  # not while tracing
+        check_number(f"{name} at count 0", first, where=where)
+        first = float(np.asarray(first))
+    return first, first
+
+
+def _check_scheduled(name: str, value: Any, where: str, **bounds: Any) -> None:
+    """Checks a number, or the extremes of a schedule."""
+    for number in _extremes(value, name, where) if callable(value) else (value,):
+        check_number(name, number, where=where, **bounds)
+
+
+def _unknown_argument(name: str, known: Sequence[str], where: str) -> UnknownNameError:
     error = unknown_name("argument", name, known, where=where)
     if name not in _ALSO_KNOWN_AS:
         return error
@@ -163,6 +254,8 @@ def _check_object(spec: OptSpec, where: str) -> None:
         "learning_rate": spec.learning_rate,
         "weight_decay": spec.weight_decay,
         "decay": None if spec.decay == "kernels" else spec.decay,
+        "decay_to": None if spec.decay_to == "zero" else spec.decay_to,
+        "layer_decay": spec.layer_decay,
         **dict(spec.hyperparameters),
     }
     extra = [name for name, value in given.items() if value is not None]
@@ -172,32 +265,3 @@ def _check_object(spec: OptSpec, where: str) -> None:
             where=where,
             fix=f"set {extra[0]} where the object is made, or pass the optimizer by name",
         )
-
-
-def _check_decay(decay: Any, where: str) -> None:
-    if isinstance(decay, str):
-        if decay not in DECAY_PRESETS:
-            raise unknown_name("decay preset", decay, DECAY_PRESETS, where=where)
-    elif isinstance(decay, Mapping):
-        _check_mask(decay, where, "decay")
-    elif not isinstance(decay, Callable):
-        raise ArgumentTypeError(
-            f"decay={decay!r} is a {type(decay).__name__}",
-            where=where,
-            fix=f"pass a preset ({', '.join(DECAY_PRESETS)}), nested dicts of bools, or a "
-            "function from the facts of a parameter to a bool; the decay of a moving average "
-            "is called b1, b2 or rho",
-        )
-
-
-def _check_mask(mask: Mapping[str, Any], where: str, path: str) -> None:
-    for key, node in mask.items():
-        place = f"{path}[{key!r}]"
-        if isinstance(node, Mapping):
-            _check_mask(node, where, place)
-        elif not isinstance(node, bool):
-            raise ArgumentTypeError(
-                f"{place}={node!r} is a {type(node).__name__}, not a bool",
-                where=where,
-                fix="pass True where the parameter decays and False where not",
-            )

@@ -1,6 +1,9 @@
 """The training step, its state and its loss contract: pure functions over one pytree."""
 
+from flaxtrain.train.cached_loss import joined
 from flaxtrain.train.contract import STEP_METRICS, LossFn, LossOutput
+from flaxtrain.train.frozen_calls import FrozenFeatures
+from flaxtrain.train.frozen_features import features_of, frozen_features
 from flaxtrain.train.model import BoundModel, call_arguments
 from flaxtrain.train.recipe import Recipe, make_recipe
 from flaxtrain.train.state import Counters, TrainState
@@ -13,6 +16,7 @@ __all__ = [
     "BoundModel",
     "CollectionLoss",
     "Counters",
+    "FrozenFeatures",
     "LossFn",
     "LossOutput",
     "Recipe",
@@ -22,6 +26,9 @@ __all__ = [
     "check_labels",
     "check_loss",
     "eval_step",
+    "features_of",
+    "frozen_features",
+    "joined",
     "make_recipe",
     "predict_step",
     "train_step",

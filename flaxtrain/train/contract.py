@@ -28,8 +28,15 @@ __all__ = ["STEP_METRICS", "LossFn", "LossOutput", "call_loss", "run_loss"]
 LossFn = Callable[[Any, Batch], Any]
 """`loss_fn(model, batch) -> loss | (loss, metrics)`; `model` is a `BoundModel`."""
 
-STEP_METRICS = ("loss", "grad_norm", "update_norm", "param_norm", "learning_rate")
-"""Names that the step itself reports."""
+STEP_METRICS = (
+    "loss",
+    "grad_norm",
+    "update_norm",
+    "param_norm",
+    "learning_rate",
+    "weight_decay",
+)
+"""Names that the step itself reports; of several groups also with `/` and the group's name."""
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +128,7 @@ def _check_names(metrics: Mapping[Any, Any], allowed: tuple[str, ...]) -> None:
                 where="loss_fn",
                 fix="name metrics with strings",
             )
-        if name in STEP_METRICS and name not in allowed:
+        if name.partition("/")[0] in STEP_METRICS and name not in allowed:
             raise LossError(
                 f"metric name {name!r} is one that the step itself reports",
                 where="loss_fn",

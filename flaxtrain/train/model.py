@@ -13,6 +13,8 @@ import jax
 from flax.errors import InvalidRngError, ScopeParamNotFoundError, ScopeParamShapeError
 
 from flaxtrain.errors import ModelError
+from flaxtrain.train.frozen_calls import AS_THEY_COME, Calls
+from flaxtrain.train.frozen_modules import NOTHING_FROZEN, FrozenModules
 from flaxtrain.train.row_mask import row_mask
 from flaxtrain.typing import Array, Collections, Key, Params
 
@@ -81,6 +83,7 @@ class BoundModel:
         mask: bool `[rows]`, the rows that count; None when all do.
         weight: float `[rows]`, the weight of each row; None when all are 1.
         sown: collections that the module sows afresh in each call.
+        frozen: the frozen modules, which run as in evaluation.
 
     Attributes:
         train: whether this is training.
@@ -89,6 +92,7 @@ class BoundModel:
         collections: the mutable collections after the calls so far.
         sown: what the module sowed in the last call, by collection: auxiliary losses and the
             like.
+        frozen_calls: what becomes of the calls of frozen modules.
     """
 
     def __init__(
@@ -104,13 +108,15 @@ class BoundModel:
         mask: Array | None = None,
         weight: Array | None = None,
         sown: tuple[str, ...] = (),
+        frozen: FrozenModules = NOTHING_FROZEN,
     ) -> None:
         self.module, self.params = module, params
         self.collections: dict[str, Any] = dict(collections or {})
         self.train, self.mask, self.weight = train, mask, weight
         self.sown: dict[str, Any] = {}
+        self.frozen_calls: Calls = AS_THEY_COME
         self._rng, self._streams, self._step = rng, streams, step
-        self._sown_names = sown
+        self._sown_names, self._frozen = sown, frozen if train else NOTHING_FROZEN
         self._calls = 0
 
     def __call__(self, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
@@ -124,11 +130,16 @@ class BoundModel:
         index, self._calls = self._calls, self._calls + 1
         mutable = [*(self.collections if self.train else ()), *self._sown_names]
         rngs = self.rngs(index) if self.train else {}
-        with row_mask(self.mask, rngs) as extra_rngs, _explained(self.module, self.train):
+        with (
+            self._frozen.applied(rngs) as frozen_rngs,
+            self.frozen_calls.applied(self._frozen, rngs) as call_rngs,
+            row_mask(self.mask, rngs) as extra_rngs,
+            _explained(self.module, self.train),
+        ):
             output = self.module.apply(
                 {"params": self.params, **self.collections},
                 *args,
-                rngs={**rngs, **extra_rngs},
+                rngs={**rngs, **frozen_rngs, **call_rngs, **extra_rngs},
                 mutable=mutable or False,
                 method=method,
                 **kwargs,
@@ -138,7 +149,8 @@ class BoundModel:
             self.sown = {
                 name: changed.pop(name) for name in self._sown_names if name in changed
             }
-            self.collections |= jax.tree.map(_as_stored, dict(changed), self.collections | {})
+            changed = jax.tree.map(_as_stored, dict(changed), self.collections | {})
+            self.collections |= self._frozen.held(changed, self.collections)
         return output
 
     def rngs(self, index: int = 0) -> dict[str, Key]:

@@ -72,11 +72,11 @@ class Probe:
 
     def facts(self) -> Facts:
         """Returns the table of parameters."""
+        return facts_from(self.initialise, self._train, self.example)
 
-        def initialise(extra_rngs: Mapping[str, Key]) -> dict[str, Any]:
-            return self.run_init(jax.random.key(0), extra_rngs).variables
-
-        return facts_from(initialise, self._train, self.example)
+    def initialise(self, extra_rngs: Mapping[str, Key]) -> dict[str, Any]:
+        """Returns the variables that a run of the loss function creates."""
+        return self.run_init(jax.random.key(0), extra_rngs).variables
 
     def padding_problem(self) -> FlaxtrainError | None:
         """Returns the error that a batch with padding rows would raise, or None.

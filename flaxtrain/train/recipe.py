@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core import meta
 
 from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import EmptyDatasetError, FlaxtrainError
 from flaxtrain.optim import GradientTransformation
-from flaxtrain.params import Facts, ParamFact
-from flaxtrain.spec import OptSpec, build
+from flaxtrain.params import Adapters, Facts, LoRA, ParamFact, join_adapters
+from flaxtrain.spec import (
+    Assignment,
+    OptSpec,
+    Phase,
+    assign,
+    carried,
+    check_carries,
+    transformation,
+)
+from flaxtrain.train.cached_loss import CachedLoss
 from flaxtrain.train.contract import LossFn
+from flaxtrain.train.frozen_calls import FrozenFeatures
+from flaxtrain.train.frozen_modules import FrozenModules, frozen_modules
 from flaxtrain.train.model import BoundModel, call_arguments
 from flaxtrain.train.probe import Probe
 from flaxtrain.train.state import TrainState
 from flaxtrain.train.supervised import SupervisedLoss, check_loss, infer_loss
 from flaxtrain.train.with_collection import CollectionLoss
-from flaxtrain.tree import Path
+from flaxtrain.tree import Path, split
 from flaxtrain.typing import Batch, Collections, Key, Params
 
 __all__ = ["Recipe", "make_recipe"]
@@ -32,13 +45,19 @@ __all__ = ["Recipe", "make_recipe"]
 class Recipe:
     """What does not change in a run. Equal only to itself, so it is a static argument of `jit`.
 
+    A run in which parameters thaw has several phases, and a recipe for each: `at(step)`.
+
     Attributes:
         module: the Linen module.
         loss_fn: the loss function, given or inferred.
         spec: the optimizer spec, with every duration resolved.
-        tx: the gradient transformation built from it.
+        assignment: what the spec means for each parameter.
+        phase: the phase of the run that this recipe is for.
+        tx: the gradient transformation of that phase.
         facts: the table of parameters.
         trainable: the paths that are trained; None means all.
+        frozen: the frozen modules, and how they behave.
+        adapters: the adapters, which are the subtree `lora` of the params; None without.
         streams: the rng streams that the module draws from.
         sown: collections that the module sows afresh in each call.
         padding_problem: the error that a batch with padding rows would raise (a scalar loss,
@@ -50,14 +69,47 @@ class Recipe:
     module: nn.Module
     loss_fn: LossFn
     spec: OptSpec
+    assignment: Assignment
+    phase: Phase
     tx: GradientTransformation
     facts: Facts
     trainable: frozenset[Path] | None
+    frozen: FrozenModules
+    adapters: Adapters | None
     streams: tuple[str, ...]
     sown: tuple[str, ...]
     padding_problem: FlaxtrainError | None
     example: Batch
     output: Any
+    _by_phase: dict[int, Recipe] = field(default_factory=dict, repr=False)
+    _with_features: dict[Any, Recipe] = field(default_factory=dict, repr=False)
+
+    def at(self, step: int) -> Recipe:
+        """Returns the recipe of the phase that a step is in: always the same object."""
+        phase = self.assignment.phase_at(step)
+        known = self._by_phase
+        known.setdefault(self.phase.index, self)
+        if phase.index not in known:
+            known[phase.index] = replace(self, **_of_phase(self.assignment, phase, self.facts))
+        return known[phase.index]
+
+    def with_features(self, features: FrozenFeatures) -> Recipe:
+        """Returns the recipe for batches that carry features: always the same object."""
+        known, key = self._with_features, (self.phase.index, features)
+        if key not in known:
+            known[key] = replace(self, loss_fn=CachedLoss(self.loss_fn, features))
+        return known[key]
+
+    def enter(self, state: TrainState) -> TrainState:
+        """Returns a state of the phase before as one of this recipe's phase.
+
+        Slots of parameters that were trained before, or kept theirs, go on; those of parameters
+        that thaw are fresh.
+        """
+        fresh = self.tx.init(split(state.params, self.phase.with_slots)[0])
+        return state.replace(
+            opt_state=carried(fresh, state.opt_state), tx=self.tx, trainable=self.trainable
+        )
 
     @property
     def supervised(self) -> SupervisedLoss | None:
@@ -70,10 +122,10 @@ class Recipe:
     @property
     def decay(self) -> dict[str, Any] | None:
         """Nested dicts of bools like the params; None where an optimizer object decides."""
-        decayed = self.tx.arguments.get("decayed")
-        if decayed is None:
+        if self.spec.name is None:
             return None
-        return self.facts.tree(lambda fact: fact.path in decayed and self.trains(fact))
+        params = self.assignment.params
+        return self.facts.tree(lambda fact: params[fact.path].decays and self.trains(fact))
 
     def trains(self, fact: ParamFact) -> bool:
         """Returns whether a parameter is trained."""
@@ -87,20 +139,36 @@ class Recipe:
                 `module.init(key, ...)`.
         """
         key = jax.random.key(seed) if isinstance(seed, int) else seed
-        variables = jax.jit(lambda k: _initial(self, k))(key)
+        variables = _initial(self, key)
         params = variables.pop("params", {})
+        if self.adapters is not None:
+            # A key of its own: the model starts as it would without adapters.
+            own = jax.random.fold_in(key, zlib.crc32(b"lora"))
+            params = join_adapters(params, self.adapters.init(own))
         return self.state(params, variables, key)
 
+    def effective(self, params: Params) -> Params:
+        """Returns the params that the model is applied to: adapters are merged in."""
+        return params if self.adapters is None else self.adapters.lora.merge(params)
+
+    @cached_property
+    def _adapted(self) -> _AdaptedApply:
+        assert self.adapters is not None
+        return _AdaptedApply(self.module, self.adapters.lora)
+
     def state(self, params: Params, collections: Collections, rng: Key) -> TrainState:
-        """Returns the state before the first step, from given parameters and collections."""
-        return TrainState.create(
-            apply_fn=self.module.apply,
+        """Returns the state before the phase's first step, from parameters and collections."""
+        state = TrainState.create(
+            apply_fn=self.module.apply if self.adapters is None else self._adapted,
             params=params,
             tx=self.tx,
             collections=collections,
             rng=rng,
             trainable=self.trainable,
         )
+        if self.phase.with_slots == self.phase.trained.keys():
+            return state
+        return state.replace(opt_state=self.tx.init(split(params, self.phase.with_slots)[0]))
 
     def bind(
         self, state: TrainState, params: Params, *, train: bool, **rows: Any
@@ -108,17 +176,37 @@ class Recipe:
         """Returns the model bound to `params` and to the rest of `state`."""
         return BoundModel(
             self.module,
-            params,
+            self.effective(params),
             state.collections,
             rng=state.rng,
             streams=self.streams,
             step=state.step,
             train=train,
             sown=self.sown,
+            frozen=self.frozen,
             **rows,
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _AdaptedApply:
+    """`module.apply` for variables with adapters.
+
+    Flax itself takes no notice of params that no module asks for: on them, `module.apply` would
+    silently be the model without its adapters.
+    """
+
+    module: nn.Module
+    lora: LoRA
+
+    def __call__(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Returns what `module.apply` returns, with the adapters merged in."""
+        params = self.lora.merge(variables["params"])
+        return self.module.apply({**variables, "params": params}, *args, **kwargs)
+
+
+# Compiled once per recipe: a recipe is equal to itself only.
+@partial(jax.jit, static_argnums=0)
 def _initial(recipe: Recipe, key: Key) -> dict[str, Any]:
     probe = Probe(recipe.module, recipe.loss_fn, recipe.example)
     return meta.unbox(probe.run_init(key).variables)
@@ -132,6 +220,7 @@ def make_recipe(
     loss: LossFn | str | None = None,
     metrics: Any = None,
     horizon: Horizon | None = None,
+    adapters: LoRA | None = None,
 ) -> Recipe:
     """Finds out all that is fixed before a run, by abstract evaluation: nothing is computed.
 
@@ -142,6 +231,7 @@ def make_recipe(
         loss: a loss function, the name of a supervised loss, or None to infer one.
         metrics: a `clu.metrics.Collection` class, or None.
         horizon: length of the run, against which relative durations are resolved.
+        adapters: which kernels get a trained low-rank matrix beside them; the rest is frozen.
 
     Raises:
         LossError: no loss can be inferred, or it breaks the contract.
@@ -167,23 +257,38 @@ def make_recipe(
         loss_fn = CollectionLoss(loss_fn, metrics)
     probe = Probe(module, loss_fn, example)
     facts = probe.facts()
-    trainable = frozenset(
-        path for path, fact in facts.items() if jnp.issubdtype(fact.dtype, jnp.inexact)
-    )
-    spec = spec.resolve(horizon or Horizon())
+    bound = None if adapters is None else adapters.bind(facts, probe.initialise)
+    if bound is not None:
+        facts = bound.facts
+    still = frozenset() if bound is None else frozenset(facts) - bound.trainable
+    assignment = assign(spec, facts, horizon, still=still)
+    check_carries(assignment)
     return Recipe(
         module=module,
         loss_fn=loss_fn,
-        spec=spec,
-        tx=build(spec, facts),
+        spec=assignment.spec,
+        assignment=assignment,
         facts=facts,
-        trainable=None if len(trainable) == len(facts) else trainable,
+        adapters=bound,
+        **_of_phase(assignment, assignment.phases[0], facts),
         streams=tuple(sorted({"dropout", *facts.rng_streams} - {"params"})),
         sown=probe.sown,
         padding_problem=probe.padding_problem(),
         example=example,
         output=output,
     )
+
+
+def _of_phase(assignment: Assignment, phase: Phase, facts: Facts) -> dict[str, Any]:
+    """Returns the fields of a recipe that differ between phases."""
+    still = {path: (how.stats, how.mode) for path, how in phase.frozen.items()}
+    everything = len(phase.trained) == len(facts)
+    return {
+        "phase": phase,
+        "tx": transformation(assignment, phase),
+        "trainable": None if everything else frozenset(phase.trained),
+        "frozen": frozen_modules(facts, still),
+    }
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -19,10 +19,12 @@ from flaxtrain.data.inputs import model_inputs
 from flaxtrain.metrics import Mean, Terms
 from flaxtrain.metrics.monoid import empty_like
 from flaxtrain.train.contract import LossOutput, call_loss
+from flaxtrain.train.frozen_features import separated
 from flaxtrain.train.model import call_arguments
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.rows import row_weights
 from flaxtrain.train.state import Counters, TrainState
+from flaxtrain.train.step_values import step_values, value_names
 from flaxtrain.tree import all_finite, global_norm, graft, widened
 from flaxtrain.typing import Array, ArrayLike, Batch, Params, Updates
 
@@ -52,7 +54,8 @@ def train_step(
     Returns:
         The state after, and the metrics by name, each with its weight (all weights are 0 in a
         rejected step): `loss`, those of the loss function, `grad_norm` (before clipping),
-        `update_norm`, `param_norm`, `learning_rate`.
+        `update_norm`, `param_norm`, `learning_rate`, `weight_decay` (its coefficient); of
+        several groups of parameters, these five also as `grad_norm/<group>` and so on.
 
     Example:
         >>> import flax.linen as nn, numpy as np
@@ -75,7 +78,7 @@ def train_step(
     )
     tried = (_total_weight(output.loss) > 0) & (state.counters.halted == 0)
     accept = finite & tried
-    state, step_metrics = _update(state, grads, grad_norm, collections, accept, norms)
+    state, step_metrics = _update(recipe, state, grads, grad_norm, collections, accept, norms)
     rows = jax.tree.leaves(batch)[0].shape[0]
     examples = (
         jnp.asarray(rows, jnp.int32)
@@ -107,6 +110,7 @@ def _gradient(
     def objective(trainable: Params) -> tuple[Array, tuple[LossOutput, Any]]:
         params = graft(trainable, frozen) if frozen else trainable
         model = recipe.bind(state, params, train=True, mask=real_rows, weight=weight)
+        model.frozen_calls = separated(recipe, real_rows is not None)
         output = call_loss(recipe.loss_fn, model, batch)
         return state.loss_scale.scale(output.loss.compute()), (output, model.collections)
 
@@ -115,6 +119,7 @@ def _gradient(
 
 
 def _update(
+    recipe: Recipe,
     state: TrainState,
     grads: Updates,
     grad_norm: Array,
@@ -135,27 +140,15 @@ def _update(
         new = new.replace(collections=collections)
         if not report:
             return new, {name: Mean.empty() for name in names}
-        values = {
-            "update_norm": global_norm(widened(updates)),
-            "param_norm": global_norm(widened(old.split_params()[0])),
-            **_learning_rates(new),
-        }
+        values = step_values(recipe.assignment, grads, updates, old.split_params()[0], new)
         return new, {
             name: Mean(_f32(value), jnp.ones((), jnp.float32)) for name, value in values.items()
         }
 
-    names = ("update_norm", "param_norm", *_learning_rates(state))
+    names = value_names(recipe.assignment, state)
     branches = [reject, lambda o: accept_it(o, False), lambda o: accept_it(o, True)]
     index = jnp.where(accept, 1 + jnp.asarray(norms, jnp.int32), 0)
     return jax.lax.switch(index, branches, (state, grads, collections))
-
-
-def _learning_rates(state: TrainState) -> dict[str, Array]:
-    """Returns the known learning rates; one group alone needs no name."""
-    known = {group: rate for group, rate in state.learning_rates.items() if rate is not None}
-    if len(known) == 1:
-        return {"learning_rate": next(iter(known.values()))}
-    return {f"learning_rate/{group}": rate for group, rate in known.items()}
 
 
 def _f32(value: Array) -> Array:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import flaxtrain as ft
 from flaxtrain import checkpoint
 from flaxtrain.checkpoint import latest, read_manifest, read_meta, restore, save, steps, storage
-from flaxtrain.checkpoint.storage import _quiet
+from flaxtrain.checkpoint.stored_arrays import quiet
 from flaxtrain.errors import ArgumentTypeError, CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -473,10 +475,112 @@ def test_only_orbax_is_kept_from_logging():
     logger.addHandler(handler)
     theirs = logger.makeRecord("absl", logging.ERROR, "/x/orbax/y.py", 1, "theirs", (), None)
     try:
-        with _quiet():
+        with quiet():
             logger.error("ours")
             logger.handle(theirs)
         logger.handle(theirs)
     finally:
         logger.removeHandler(handler)
     assert seen == ["ours", "theirs"]
+
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="head")(nn.Dense(3, name="body")(x))
+
+
+BATCH = {"x": np.ones((4, 3), np.float32), "label": np.zeros(4, np.int32)}
+BODY = ft.Group("body/**", learning_rate=1e-3, weight_decay=0.5)
+HEAD = ft.Group("head/**", learning_rate=1e-4)
+
+
+def trained(*groups, **numbers):
+    """A state after one step, with these groups."""
+    recipe = recipe_of(*groups, **numbers)
+    return jax.jit(ft.train_step, static_argnums=0)(recipe, recipe.init(0), BATCH)[0]
+
+
+def recipe_of(*groups, **numbers):
+    return ft.make_recipe(Small(), ft.OptSpec("adamw", 1e-2, groups=groups, **numbers), BATCH)
+
+
+class TestOtherGroups:
+    """Groups that differ in numbers only share their slots: a checkpoint fits another spec."""
+
+    def test_slots_are_restored_and_hyperparameters_are_those_of_the_new_spec(self, tmp_path):
+        old = trained(BODY)
+        path = save(tmp_path / "1", old)
+        like = recipe_of(HEAD, b1=0.8).init(1)
+        new = restore(path, like=like)
+        assert_same(new.opt_state.slots, old.opt_state.slots)
+        assert_same(new.params, old.params)
+        assert int(new.opt_state.count) == 1
+        assert_same(new.opt_state.hyperparams, like.opt_state.hyperparams)
+        # The group that both know has its rate as applied, the new one none yet.
+        assert float(old.opt_state.learning_rates["default"]) == np.float32(1e-2)
+        assert new.opt_state.learning_rates.keys() == {"head", "default"}
+        assert float(new.opt_state.learning_rates["default"]) == np.float32(1e-2)
+        assert float(new.opt_state.learning_rates["head"]) == 0.0
+        assert new.tx is like.tx
+        trained_on, _ = jax.jit(ft.train_step, static_argnums=0)(recipe_of(HEAD), new, BATCH)
+        assert int(trained_on.step) == 2
+
+    def test_what_is_kept_is_a_copy_so_like_may_be_donated(self, tmp_path):
+        path = save(tmp_path / "1", trained(BODY))
+        like = recipe_of(HEAD).init(1)
+        new = restore(path, like=like)
+        for leaf in jax.tree.leaves(like.opt_state):
+            leaf.delete()
+        assert float(new.opt_state.hyperparams["head"]["learning_rate"]) == np.float32(1e-4)
+        assert float(new.opt_state.learning_rates["head"]) == 0.0
+
+    def test_edited_numbers_come_back_when_everything_is_to_be_from_the_checkpoint(
+        self, tmp_path
+    ):
+        recipe = recipe_of(BODY)
+        edited = ft.set_hyperparameters(recipe.init(0), group="body", weight_decay=0.25)
+        path = save(tmp_path / "1", edited)
+        decays = [
+            float(state.opt_state.hyperparams["body"]["weight_decay"])
+            for state in (
+                restore(path, like=recipe.init(0)),
+                restore(path, like=recipe.init(0), from_like=(), if_present=()),
+            )
+        ]
+        assert decays == [0.5, 0.25]
+
+    def test_without_leeway_another_group_is_refused(self, tmp_path):
+        path = save(tmp_path / "1", trained(BODY))
+        with pytest.raises(
+            CheckpointError, match="missing  opt_state/hyperparams/head/"
+        ) as caught:
+            restore(path, like=recipe_of(HEAD).init(0), from_like=(), if_present=())
+        assert "extra    opt_state/learning_rates/body" in str(caught.value)
+
+    def test_other_slots_are_refused_all_the_same(self, tmp_path):
+        path = save(tmp_path / "1", trained(BODY))
+        other = ft.make_recipe(Small(), ft.OptSpec("sgd", 1e-2, momentum=0.9), BATCH)
+        with pytest.raises(CheckpointError, match="missing  opt_state/slots/trace"):
+            restore(path, like=other.init(0))
+
+    def test_shapes_have_no_values_so_the_checkpoint_is_asked(self, tmp_path):
+        old = {"a": {"x": jnp.ones(2)}}
+        path = save(tmp_path / "1", old)
+        shapes = jax.eval_shape(lambda: {"a": {"x": jnp.zeros(2)}})
+        assert_same(restore(path, shapes, from_like=["a"]), old)
+        more = jax.eval_shape(lambda: {"a": {"x": jnp.zeros(2), "y": jnp.zeros(2)}})
+        with pytest.raises(CheckpointError, match="missing  a/y"):
+            restore(path, more, if_present=["a"])
+
+    def test_a_name_is_a_whole_part_of_a_path(self, tmp_path):
+        path = save(tmp_path / "1", {"ab": 1})
+        with pytest.raises(CheckpointError, match="missing  abc"):
+            restore(path, {"ab": 0, "abc": 2}, if_present=["ab"])
+
+    @pytest.mark.parametrize("names", ["opt_state", [1], 3])
+    def test_names_are_a_collection_of_strings(self, tmp_path, names, unchecked_types):
+        path = save(tmp_path / "1", {"a": 1})
+        for argument in ("from_like", "if_present"):
+            with pytest.raises(ArgumentTypeError, match=argument):
+                restore(path, {"a": 1}, **{argument: names})

@@ -152,7 +152,8 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
         """unknown argument 'momentun'
   where: OptSpec('sgd')
   fix:   did you mean 'momentum'? Known: accumulator_dtype, clip_norm, decay, """
-        "learning_rate, momentum, nesterov, nonfinite, weight_decay",
+        "decay_to, freeze, groups, layer_decay, learning_rate, momentum, nesterov, nonfinite, "
+        "weight_decay",
     ),
     "schedule as text": (
         lambda: ft.spec_from_config(config(schedule="cosine_decay_schedule")),

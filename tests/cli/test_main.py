@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -10,9 +11,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import flax.linen as nn
+import numpy as np
 import pytest
 
 import flaxtrain as ft
+from configs.digits import get_config
 from flaxtrain.cli import main as module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,9 +69,41 @@ def test_plan_prints_the_table_and_trains_nothing(tmp_path: Path) -> None:
     found = run(
         "plan", "--config=configs/digits.py", "--config.batch_size=128", f"--workdir={tmp_path}"
     )
-    for piece in ("Conv_0/kernel", "norm_scale", "image float32[128, 8, 8, 1]", '"adamw"'):
+    for piece in (
+        "Conv_0/kernel",
+        "norm_scale",
+        "image float32[128, 8, 8, 1]",
+        '"adamw"',
+        "learning rate at 0, 179, 359",
+    ):
         assert piece in found.stdout
+    assert "class Conv" not in found.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_is_written_as_data_too(capsys: pytest.CaptureFixture[str]) -> None:
+    config = get_config()
+    config.steps, config.epochs = 20, None
+    module.plan(config, None, "json")
+    data = json.loads(capsys.readouterr().out)
+    assert data["horizon"]["total_steps"] == 20
+    assert data["table"]["rows"][0]["path"] == "Conv_0/kernel"
+
+
+def test_every_form_of_a_plan_is_another_text() -> None:
+    trainer = ft.Trainer(nn.Dense(2), ft.OptSpec("sgd", 0.1), verbose=False)
+    batch = {"x": np.ones((4, 3), "float32"), "label": np.zeros(4, "int32")}
+    found = trainer.plan(batch, steps=1, batch_size=4)
+    written = {name: form(found) for name, form in module._FORMS.items()}
+    assert written["text"] == str(found)
+    assert written["rules"] == found.text(rules=True)
+    assert written["markdown"] == found.markdown()
+    assert len(set(written.values())) == 4
+
+
+def test_a_form_that_is_not_there_is_refused_with_those_that_are() -> None:
+    found = run("plan", "--config=configs/digits.py", "--form=yaml", check=1)
+    assert "<text|rules|markdown|json>" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_train_and_val_use_the_same_tags_for_loss_and_metrics(run: Finished) -> 
     assert val == {"loss", "accuracy"}
     assert train == val | {
         "learning_rate",
+        "weight_decay",
         "grad_norm",
         "param_norm",
         "update_norm",

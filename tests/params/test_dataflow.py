@@ -16,7 +16,7 @@ X = jnp.ones(3)
 Array = jax.Array
 
 
-def uses(function: Callable[..., Any], count: int, data: Any = (X,)) -> list[tuple[Any, int]]:
+def uses(function: Callable[..., Any], count: int, data: Any = (X,)) -> list[tuple[Any, Any]]:
     """Returns `(depth, uses)` of each of `count` parameters of `function(params, *data)`."""
     found = first_uses(lambda p, d: function(p, *d), [X] * count, list(data))
     return [(each.depth, each.uses) for each in found]
@@ -212,3 +212,120 @@ def test_the_gradient_of_a_loss_can_be_read_too() -> None:
 
     # The gradient with respect to x is p0 * p1: it meets data in the last product only.
     assert uses(loss, 2) == [(0, 1), (0, 1)]
+
+
+# Which parameters are used between uses of matrices.
+
+
+def between(
+    function: Callable[..., Any], count: int, matrices: Any = None, data: Any = (X,)
+) -> set[int]:
+    """Returns the parameters between `matrices`, which are all `count` where none are given."""
+    numbers = range(count) if matrices is None else matrices
+    found = first_uses(lambda p, d: function(p, *d), [X] * count, list(data), numbers)
+    return {index for index, use in enumerate(found) if use.between}
+
+
+def layers(x: Array, *kernels: Array) -> Array:
+    for kernel in kernels:
+        x = jnp.tanh(x * kernel)
+    return x
+
+
+def test_the_first_matrix_and_the_last_are_not_between_matrices() -> None:
+    assert between(lambda p, x: layers(x, *p), 4) == {1, 2}
+    assert between(lambda p, x: layers(x, *p), 4, matrices=()) == set()
+
+
+def test_what_is_no_matrix_has_no_say() -> None:
+    def scaled(p: Any, x: Array) -> Array:
+        # A factor of the data, matrices 1 to 3 with a shift after each, a factor of the result.
+        x = x * p[0]
+        for kernel, shift in ((p[1], p[4]), (p[2], p[5]), (p[3], p[6])):
+            x = x * kernel + shift
+        return x * p[7]
+
+    assert between(scaled, 8, matrices=(1, 2, 3)) == {2}
+
+
+def test_every_head_is_a_readout() -> None:
+    def heads(p: Any, x: Array) -> Any:
+        x = layers(x, p[0], p[1])
+        return x * p[2], x * p[3]
+
+    assert between(heads, 4) == {1}
+
+
+def test_a_matrix_whose_result_is_thrown_away_is_not_behind_another() -> None:
+    def headless(p: Any, x: Array) -> Array:
+        x = layers(x, p[0], p[1])
+        _ = x * p[2]
+        return x
+
+    assert between(headless, 3) == set()
+
+
+def test_data_that_come_in_late_are_data_still() -> None:
+    def conditioned(p: Any, x: Array, label: Array) -> Array:
+        return layers(x * p[0] + label * p[1], p[2], p[3])
+
+    assert between(conditioned, 4, data=(X, X)) == {2}
+
+
+def test_a_matrix_that_is_first_and_last_is_not_between_others() -> None:
+    assert between(lambda p, x: layers(x, p[0], p[1], p[0]), 2) == {1}
+    assert between(lambda p, x: layers(x, p[0], p[0]), 1) == set()
+    assert between(lambda p, x: layers(x, p[0], p[0], p[0]), 1) == {0}
+
+
+def test_matrices_that_are_multiplied_with_each_other_share_their_place() -> None:
+    def factored(p: Any, x: Array) -> Array:
+        return layers(x, p[0] * p[1], p[2] * p[3] / jnp.linalg.norm(p[2]), p[4] * p[5])
+
+    assert between(factored, 6) == {2, 3}
+
+
+def test_a_penalty_on_a_matrix_is_no_matrix_behind_others() -> None:
+    def penalised(p: Any, x: Array) -> Array:
+        loss = layers(x, *p).sum(keepdims=True)
+        return loss + 0.1 * sum(jnp.sum(kernel**2) for kernel in p)
+
+    assert between(penalised, 3) == {1}
+
+
+def test_a_recurrent_matrix_follows_itself() -> None:
+    def recurrent(p: Any, xs: Array) -> Array:
+        def cell(state: Array, x: Array) -> tuple[Array, None]:
+            return jnp.tanh(state * p[0] + x * p[1]), None
+
+        return lax.scan(cell, jnp.zeros(3), xs)[0] * p[2]
+
+    assert between(recurrent, 3, data=(jnp.ones((4, 3)),)) == {0}
+
+
+@pytest.mark.parametrize(("length", "expected"), [(1, set()), (2, {0}), (5, {0})])
+def test_layers_of_a_stack_follow_one_another(length: int, expected: set[int]) -> None:
+    def stack(p: Any, x: Array) -> Array:
+        kernels = jnp.stack([p[0]] * length)
+        return lax.scan(lambda x, kernel: (jnp.tanh(x * kernel), None), x, kernels)[0]
+
+    assert between(stack, 1) == expected
+    assert between(lambda p, x: stack(p[1:], x * p[0]) * p[2], 3) == {1}
+    assert uses(stack, 1) == [(0, 1)]
+
+
+def test_maps_over_experts_do_not_follow_one_another() -> None:
+    def experts(p: Any, x: Array) -> Array:
+        kernels = jnp.stack([p[0]] * 4)
+        return lax.map(lambda kernel: jnp.tanh(x * kernel), kernels)
+
+    assert between(experts, 1) == set()
+
+
+def test_both_branches_of_a_condition_are_between_what_is_around_it() -> None:
+    def branches(p: Any, x: Array) -> Array:
+        x = layers(x, p[0])
+        x = lax.cond(x.sum() > 0, lambda: layers(x, p[1]), lambda: layers(x, p[2]))
+        return layers(x, p[3])
+
+    assert between(branches, 4) == {1, 2}

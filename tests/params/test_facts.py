@@ -6,14 +6,20 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 
 from flaxtrain.errors import UnknownParameterError
-from flaxtrain.params import Facts, param_facts
-from tests.models import MLP
-from tests.params.models import ROW
+from flaxtrain.params import Facts, facts_from, param_facts
+from flaxtrain.params.adapters import LoRA
+from tests.models import GPT, MLP, example
+from tests.params.models import KINDS, ROW, SEQUENCE, TOKENS, facts_of_example
+
+Array = jax.Array
 
 FACTS = param_facts(MLP(), ROW)
+KEY = jax.random.key(0)
 
 
 def test_a_fact_is_found_by_path_and_by_name() -> None:
@@ -91,3 +97,131 @@ def test_the_modules_around_are_classes_and_leave_the_owner_out() -> None:
 def test_owner_path_is_the_module_and_not_the_parameter() -> None:
     assert FACTS["Dense_0/kernel"].owner_path == ("Dense_0",)
     assert FACTS["Dense_0/kernel"].owner is not None
+
+
+# What is hidden, written by hand.
+
+BLOCK = ["attn/query", "attn/key", "attn/value", "attn/out", "up", "down"]
+HIDDEN = {
+    "MLP": "Dense_1/kernel",
+    "CNN": "Conv_1/kernel",
+    "ResNet": """
+        block0/conv1/kernel block0/conv2/kernel
+        block1/conv1/kernel block1/conv2/kernel block1/proj/kernel
+        """,
+    "ViT": " ".join(f"block{i}/{module}/kernel" for i in (0, 1) for module in BLOCK),
+    # The embedding is the readout too, so the last block is followed by a table.
+    "GPT": " ".join(f"blocks/{module}/kernel" for module in BLOCK),
+    "LSTM": " ".join(f"cell/{source}{gate}/kernel" for source in "ih" for gate in "ifgo"),
+    # Routers weigh what goes on.
+    "MoE": """
+        deep/stack/router/kernel deep/stack/experts/w1 deep/stack/experts/w2
+        last/router/kernel last/experts/w1 last/experts/w2
+        """,
+    "Coder": "encoder/kernel decoder/kernel",
+    "NormedWeights": "conv2/kernel fc1/kernel",
+    # The stack comes first, but its layers follow one another.
+    "Mapped": "deep/layer/mlp/w",
+    # Adapters that the model has itself are kernels of it; those of the head are not hidden.
+    "Adapted": "deep/stack/proj/kernel deep/stack/proj/lora_a deep/stack/proj/lora_b",
+}
+
+
+def hidden(facts: Facts) -> set[str]:
+    return {fact.name for fact in facts.params if fact.hidden}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_hidden_matrices_are_those_written_by_hand(name: str) -> None:
+    facts = KINDS[name]() if name in KINDS else facts_of_example(name)
+    assert hidden(facts) == set(HIDDEN[name].split())
+
+
+class Translator(nn.Module):
+    """Sound frames and tokens to tokens, and a second head that says how long the answer is."""
+
+    @nn.compact
+    def __call__(self, frames: Array, tokens: Array) -> tuple[Array, Array]:
+        x = nn.relu(nn.Dense(8, name="frames")(frames))
+        x = x + self.param("positions", nn.initializers.ones, (1, 4, 8))
+        x = nn.LayerNorm(name="norm")(nn.Dense(8, name="encoder")(x))
+        y = nn.Embed(7, 8, name="embed")(tokens)
+        y = y + nn.MultiHeadDotProductAttention(2, name="cross")(y, x)
+        y = nn.Dense(8, name="decoder")(y)
+        return nn.Dense(7, name="words")(y), nn.Dense(2, name="length")(y[:, 0])
+
+
+def test_hidden_matrices_of_an_encoder_and_a_decoder_with_two_heads() -> None:
+    facts = param_facts(Translator(), SEQUENCE, TOKENS)
+    cross = {f"cross/{name}/kernel" for name in ("query", "key", "value", "out")}
+    assert hidden(facts) == cross | {"encoder/kernel", "decoder/kernel"}
+
+
+class Narrow(nn.Module):
+    """Through a single feature and back; depthwise convolutions are no vectors."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for name in ("first", "second"):
+            x = nn.Conv(8, (3,), feature_group_count=8, name=name)(x)
+        x = nn.Dense(8, name="out")(nn.Dense(1, name="gate")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+def test_a_kernel_with_one_axis_to_it_is_not_hidden_but_counts_as_one_between() -> None:
+    assert hidden(param_facts(Narrow(), SEQUENCE)) == {"second/kernel"}
+    assert hidden(param_facts(nn.Sequential([nn.Dense(4), nn.Dense(4), nn.Dense(1)]), ROW)) == {
+        "layers_1/kernel"
+    }
+
+
+def test_with_a_loss_and_a_penalty_on_all_weights_the_same_is_hidden() -> None:
+    model = MLP()
+
+    def loss(params: Any, x: Array) -> Array:
+        penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+        outputs: Any = model.apply({"params": params}, x)
+        return jnp.mean(outputs**2) + 0.1 * penalty
+
+    facts = facts_from(lambda rngs: model.init({"params": KEY, **rngs}, ROW), loss, ROW)
+    assert facts["Dense_2/kernel"].uses == 2
+    assert hidden(facts) == {"Dense_1/kernel"}
+
+
+def test_without_a_use_role_and_axes_decide_what_is_hidden() -> None:
+    model, tokens = example("GPT")
+    facts = facts_from(lambda rngs: model.init({"params": KEY, **rngs}, tokens))
+    assert facts["wte/embedding"].uses is None
+    assert hidden(facts) == set(HIDDEN["GPT"].split())
+    facts = facts_from(lambda rngs: MLP((4, 1)).init({"params": KEY, **rngs}, ROW))
+    assert hidden(facts) == {"Dense_0/kernel"}
+
+
+def test_a_given_role_decides_what_is_hidden() -> None:
+    facts = param_facts(MLP(), ROW, roles={"Dense_0/kernel": "other"})
+    assert hidden(facts) == set()
+    facts = param_facts(MLP(), ROW, roles={"Dense_1/kernel": "other"})
+    assert hidden(facts) == set()
+
+
+def test_what_is_dead_is_not_hidden() -> None:
+    class Unused(nn.Module):
+        @nn.compact
+        def __call__(self, x: Array) -> Array:
+            x = nn.Dense(8)(x)
+            _ = nn.Dense(8, name="dead")(x)
+            return nn.Dense(2)(nn.Dense(8, name="alive")(x))
+
+    assert hidden(param_facts(Unused(), ROW)) == {"alive/kernel"}
+
+
+def test_adapters_of_hidden_kernels_are_not_hidden() -> None:
+    model, tokens = GPT(), jnp.ones((2, 6), jnp.int32)
+
+    def initialise(rngs: Any) -> Any:
+        return model.init({"params": KEY, **rngs}, tokens)
+
+    adapters = LoRA(rank=2, select="blocks/up/kernel").bind(facts_of_example("GPT"), initialise)
+    rows = [fact for fact in adapters.facts.params if fact.role == "lora"]
+    assert len(rows) == 2 and not any(row.hidden for row in rows)
+    assert adapters.pairs[0].kernel.hidden

@@ -34,7 +34,8 @@ Dense_1/kernel  Dense  kernel  4 x 2  float32     8  head   yes    yes
 Dense_1/bias    Dense  bias    2      float32     2  head   no     yes
 4 parameters, 46 values, 184 B
 decayed: 2 parameters, 40 values, 160 B
-trainable: 2 parameters, 10 values, 40 B"""
+trainable: 2 parameters, 10 values, 40 B
+frozen: 2 parameters, 36 values, 144 B"""
     )
 
 
@@ -42,6 +43,32 @@ def test_columns_that_nobody_gave_are_left_out() -> None:
     assert overview(FACTS).columns == ("path", "class", "role", "shape", "dtype", "size")
     assert overview(FACTS, decay="all").columns[-1] == "decay"
     assert "trainable" not in str(overview(FACTS, decay="all"))
+
+
+def test_factors_and_times_are_texts() -> None:
+    table = overview(
+        FACTS,
+        trainable=lambda fact: fact.path[0] == "Dense_1",
+        lr_mult=lambda fact: "0.5..1" if fact.role == "kernel" else "1",
+        when=lambda fact: "from step 60" if fact.name == "Dense_1/kernel" else "",
+    )
+    ends = [line[str(table).index("lr_mult") :] for line in str(table).splitlines()[:5]]
+    assert ends == [
+        "lr_mult  trainable",
+        "0.5..1   no",
+        "1        no",
+        "0.5..1   from step 60",
+        "1        yes",
+    ]
+    assert [row.trainable for row in table.rows] == [False, False, "from step 60", True]
+
+
+def test_the_rule_of_each_role_is_shown_on_request() -> None:
+    table = overview(FACTS, decay="kernels")
+    assert table.rows[0].rule == FACTS["Dense_0/kernel"].rule == "class Dense"
+    assert "class Dense" not in str(table) + table.markdown()
+    assert table.text(rules=True).splitlines()[1].endswith("yes    class Dense")
+    assert table.markdown(rules=True).splitlines()[0].endswith("| decay | rule |")
 
 
 def test_rows_hold_values() -> None:
@@ -134,6 +161,11 @@ def test_wrong_columns_are_refused() -> None:
         overview(FACTS, groups=lambda fact: 1)
     with pytest.raises(ArgumentTypeError, match="not a bool"):
         overview(FACTS, trainable=lambda fact: "yes")
+    with pytest.raises(ArgumentTypeError, match="not a str") as caught:
+        overview(FACTS, lr_mult=lambda fact: 0.5)
+    assert str(caught.value.where).startswith("overview(facts, lr_mult=)")
+    with pytest.raises(ArgumentTypeError, match="not a str"):
+        overview(FACTS, when=lambda fact: True)
 
 
 def test_an_empty_table_is_printed() -> None:

@@ -151,6 +151,10 @@ MEANINGS = [
     ("#gain", {"encoder/gain"}),
     ("#norm_scale", ending("scale")),
     ("#bias", ending("fc/bias") | {"enc/bias", "head/layers_1/bias"}),
+    # Between others: not the first of the blocks, which reads the data, and not the head.
+    ("#hidden", {f"encoder/block_{i}/fc/kernel" for i in (1, 2)} | {"enc/kernel"}),
+    ("#hidden & ~encoder", {"enc/kernel"}),
+    ("#kernel & ~#hidden", {"encoder/block_0/fc/kernel", "head/layers_1/kernel"}),
     # Combinations: ~ before & before |, blanks free.
     ("#kernel & ~head/**", ending("kernel") - HEAD),
     ("#kernel&~head", ending("kernel") - HEAD),
@@ -300,7 +304,9 @@ WRONG: list[tuple[Any, type[FlaxtrainError], str, str]] = [
     ("a**/b", ArgumentError, "** beside something else in a level of 'a**/b'", "within"),
     ("a[z-a]", ArgumentError, "[z-a] in 'a[z-a]' is no set of characters: bad", "[a-z]"),
     ("#norm", UnknownNameError, "unknown role 'norm'", "did you mean 'norm_"),
+    ("#hiden", UnknownNameError, "unknown role 'hiden'", "did you mean 'hidden'"),
     ("#", UnknownNameError, "unknown role ''", "Known: bias"),
+    ("#", UnknownNameError, "unknown role ''", "gain, hidden, kernel"),
     ("@nn.Dense", ArgumentError, "'@nn.Dense' names no class", "own name"),
     ("@", ArgumentError, "'@' names no class", "own name"),
     ("re:a(b", ArgumentError, "missing ), unterminated subpattern, at character 5", "(re:...)"),
@@ -380,6 +386,19 @@ def test_roles_classes_of_linen_and_functions_may_be_absent_where_others_match()
         assert chosen(text)
     assert chosen(["#kernel", lambda fact: False]) == ending("kernel")
     assert chosen(["#kernel", nn.BatchNorm]) == ending("kernel")
+
+
+def test_a_model_of_two_layers_has_nothing_hidden() -> None:
+    facts = param_facts(nn.Sequential([nn.Dense(4), nn.Dense(2)]), ROW)
+    with pytest.raises(ParameterError, match="no parameter matches '#hidden'") as caught:
+        select(facts, "#hidden")
+    assert "the second of three Dense layers" in str(caught.value.fix)
+    assert chosen("#hidden | #bias", facts) == {"layers_0/bias", "layers_1/bias"}
+
+
+def test_hidden_is_no_role_that_a_parameter_can_be_given() -> None:
+    with pytest.raises(UnknownNameError, match="unknown role 'hidden'"):
+        param_facts(nn.Dense(4), ROW, roles={"kernel": "hidden"})
 
 
 def test_a_model_without_parameters_has_nothing_to_select() -> None:

@@ -15,7 +15,7 @@ from flaxtrain import optim, schedules
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, ParameterError
 from flaxtrain.params import Facts, param_facts
-from flaxtrain.spec import OptSpec, OptState, build
+from flaxtrain.spec import Group, OptSpec, OptState, build
 from flaxtrain.tree import flatten, global_norm
 
 STEPS = 200
@@ -80,6 +80,8 @@ def kernels_only(params: Tree) -> Tree:
 
 OURS = schedules.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 150, 1e-4)
 THEIRS = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 150, 1e-4)
+
+OURS1 = schedules.linear_schedule(1.0, 2.0, 10)
 
 PAIRS = {
     "sgd_momentum": (OptSpec("sgd", 0.1, momentum=0.9), optax.sgd(0.1, momentum=0.9)),
@@ -223,25 +225,31 @@ def test_the_default_decay_is_the_optimizers_own(facts: Facts) -> None:
 
 def test_the_state_has_names_and_one_structure(facts: Facts) -> None:
     params = tree(facts, 0)
-    structures = set()
-    for change in (
+    whole, without = set(), set()
+    changes: list[Tree] = [
         {},
         {"learning_rate": OURS},
         {"learning_rate": lambda count: 0.1},
         {"decay": "all"},
-        {"weight_decay": 0.0},
-        {"clip_norm": 1.0},
         {"nonfinite": "skip"},
         {"b1": 0.5},
-    ):
+        {"b2": OURS, "eps": OURS, "weight_decay": OURS},
+        {"groups": [Group("Dense_1", lr_mult=2.0, clip_norm=1.0)]},
+    ]
+    # What is off is not among the numbers: 0 x parameter would be computed.
+    switches: list[Tree] = [{"weight_decay": 0.0}, {"clip_norm": 1.0}, {"clip_norm": OURS1}]
+    for change in changes + switches:
         tx = build(OptSpec("adamw", 0.1).replace(**change), facts)
         state = tx.init(params)
         updates, after = jax.eval_shape(tx.update, params, state, params)
-        structures |= {jax.tree.structure(state), jax.tree.structure(after)}
         shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(s)] for s in (state, after)]
         assert shapes[0] == shapes[1]
+        assert jax.tree.structure(after) == jax.tree.structure(state)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
-    assert len(structures) == 1
+        without.add(jax.tree.structure((state.count, state.slots)))
+        if change not in switches and "groups" not in change:
+            whole.add(jax.tree.structure(state))
+    assert len(whole) == len(without) == 1
     assert isinstance(state, OptState)
     assert state.count.dtype == jnp.int32
     assert sorted(state.slots) == ["mu", "nu"]
@@ -375,10 +383,13 @@ def test_a_built_transformation_prints_and_compares(facts: Facts) -> None:
     assert make() != make(decay="all")
     assert (
         repr(make())
-        == "build(spec=OptSpec('adamw', learning_rate=0.1), decayed=<2 parameters>)"
+        == "build(spec=OptSpec('adamw', learning_rate=0.1), assignment=<7 parameters, "
+        "1 groups, 1 phases>, phase=Phase(0, steps 0:, 7 trained))"
     )
-    everything = facts.tree(lambda fact: fact.role == "kernel")
-    assert make(decay=everything).arguments["decayed"] == make().arguments["decayed"]
+    mask = facts.tree(lambda fact: fact.role == "kernel")
+    assert make(decay=mask).arguments["assignment"].params == (
+        make().arguments["assignment"].params
+    )
 
 
 def test_parameters_that_the_facts_do_not_know_are_refused(facts: Facts) -> None:
@@ -399,7 +410,14 @@ def test_parameters_that_the_facts_do_not_know_are_refused(facts: Facts) -> None
 
 def test_a_learning_rate_with_axes_is_refused(facts: Facts) -> None:
     params = tree(facts, 0)
-    tx = build(OptSpec("sgd", lambda count: jnp.ones(3)), facts)
+    with pytest.raises(ArgumentError, match=r"the learning rate has shape \(3,\)"):
+        build(OptSpec("sgd", lambda count: jnp.ones(3)), facts)
+
+    def later(count: Any) -> Any:
+        # A number while the spec is built, an array while tracing.
+        return 0.1 if isinstance(count, int) else jnp.ones(3)
+
+    tx = build(OptSpec("sgd", later), facts)
     with pytest.raises(ArgumentError, match=r"the learning rate has shape \(3,\)"):
         tx.update(params, tx.init(params), params)
 

@@ -69,8 +69,12 @@ def test_the_form_of_the_data() -> None:
         },
         "weight_decay": None,
         "decay": "kernels",
+        "decay_to": "zero",
         "clip_norm": 1.0,
         "nonfinite": "raise",
+        "layer_decay": None,
+        "groups": [],
+        "freeze": [],
         "hyperparameters": {"b1": 0.8},
     }
 
@@ -141,8 +145,9 @@ def test_a_foreign_object_is_refused_by_name() -> None:
             UnknownNameError,
             "unknown field 'learning_rat'\n"
             "  where: OptSpec.from_dict\n"
-            "  fix:   did you mean 'learning_rate'? Known: clip_norm, decay, hyperparameters, "
-            "learning_rate, nonfinite, optimizer, weight_decay",
+            "  fix:   did you mean 'learning_rate'? Known: clip_norm, decay, decay_to, freeze, "
+            "groups, hyperparameters, layer_decay, learning_rate, nonfinite, optimizer, "
+            "weight_decay",
         ),
         (
             lambda: OptSpec.from_dict({"learning_rate": 0.1}),

@@ -15,6 +15,7 @@ from flaxtrain import optim
 from flaxtrain.optim.stages import DECAY
 from flaxtrain.params import Facts, decay_mask, param_facts
 from flaxtrain.spec import OptSpec, build
+from flaxtrain.tree import flatten
 from tests.runs import deviation
 
 STEPS = 6
@@ -103,7 +104,26 @@ def run(tx: Any, facts: Facts) -> Any:
     return final(params)
 
 
+def is_trusted(facts: Facts) -> Any:
+    return facts.tree(lambda fact: fact.role not in ("bias", "norm_scale", "norm_bias"))
+
+
+def lamb_by_role(rate: Any, facts: Facts, decay: float, arguments: Any) -> Any:
+    """LAMB with the trust ratio where a spec has it."""
+    mask = decay_mask(facts, "kernels")
+    return optim.chain(
+        optim.scale_by_adam(**{"eps": 1e-6, **arguments}),
+        optim.add_decayed_weights(decay, mask),
+        optim.masked(optim.scale_by_trust_ratio(), is_trusted(facts)),
+        optim.scale_by_learning_rate(rate),
+    )
+
+
 def by_hand(name: str, rate: Any, facts: Facts, decay: float, arguments: Any) -> Any:
+    if name == "lamb":
+        return lamb_by_role(rate, facts, decay, arguments)
+    if name == "lars":
+        arguments = {**arguments, "trust_ratio_mask": is_trusted(facts)}
     factory = optim.NAMED[name].factory
     parameters = inspect.signature(factory).parameters
     wanted = {"weight_decay": decay, "weight_decay_rate": decay}
@@ -111,6 +131,18 @@ def by_hand(name: str, rate: Any, facts: Facts, decay: float, arguments: Any) ->
     given = {key: value for key, value in wanted.items() if key in parameters and decay}
     spelt = {SPELT.get(name, {}).get(key, key): value for key, value in arguments.items()}
     return factory(learning_rate=rate, **given, **spelt)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_the_trust_ratio_leaves_out_biases_and_norms_in_a_spec_only(
+    name: str, facts: Facts
+) -> None:
+    expected = optim.NAMED[name].factory(1e-2)
+    ours, theirs = (run(tx, facts)[0] for tx in (build(OptSpec(name, 1e-2), facts), expected))
+    for path, trusted in flatten(is_trusted(facts)).items():
+        gap = deviation(flatten(ours)[path], flatten(theirs)[path])
+        # The same numbers, or steps of another length.
+        assert gap <= 1e-6 if trusted else gap > 1e-2, path
 
 
 def takes_decay(name: str) -> bool:
@@ -151,7 +183,10 @@ def test_the_state_is_the_same_tree_scheduled_or_not_masked_or_not(
     plain = structure(learning_rate=0.1, weight_decay=0.0)
     assert plain == structure(learning_rate=optim_rate, weight_decay=0.0)
     if DECAY in optim.NAMED[name].stages(0.1):  # the others refuse a decay
-        assert plain == structure(learning_rate=0.1, weight_decay=0.1, decay="all")
+        decayed = structure(learning_rate=0.1, weight_decay=0.1, decay="all")
+        assert decayed == structure(learning_rate=0.1, weight_decay=optim_rate)
+        # A decay that is off is not among the numbers; nothing else differs.
+        assert decayed.num_leaves == plain.num_leaves + 1
 
 
 @pytest.mark.parametrize(("name", "arguments"), ROWS)

@@ -16,12 +16,12 @@ from flaxtrain.schedules import linear_schedule
 from flaxtrain.spec import OptSpec
 
 ADAMW = (
-    "b1, b2, clip_norm, decay, eps, eps_root, learning_rate, mu_dtype, nesterov, nonfinite, "
-    "weight_decay"
+    "b1, b2, clip_norm, decay, decay_to, eps, eps_root, freeze, groups, layer_decay, "
+    "learning_rate, mu_dtype, nesterov, nonfinite, weight_decay"
 )
 SGD = (
-    "accumulator_dtype, clip_norm, decay, learning_rate, momentum, nesterov, nonfinite, "
-    "weight_decay"
+    "accumulator_dtype, clip_norm, decay, decay_to, freeze, groups, layer_decay, "
+    "learning_rate, momentum, nesterov, nonfinite, weight_decay"
 )
 
 WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
@@ -150,16 +150,18 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
         UnknownNameError,
         "unknown decay preset 'kernel'\n"
         "  where: OptSpec('adamw')\n"
-        "  fix:   did you mean 'kernels'? Known: all, kernels, ndim",
+        "  fix:   did you mean 'kernels'? Known: all, big_vision, hf, kernels, levanter, "
+        "ndim, timm",
     ),
     (
         lambda: OptSpec("adamw", 0.1, decay=None),  # type: ignore[arg-type]
         ArgumentTypeError,
         "decay=None is a NoneType\n"
         "  where: OptSpec('adamw')\n"
-        "  fix:   pass a preset (kernels, all, ndim), nested dicts of bools, or a function "
-        "from the facts of a parameter to a bool; the decay of a moving average is called "
-        "b1, b2 or rho",
+        "  fix:   pass a preset (kernels, all, ndim, timm, hf, big_vision, levanter), a "
+        "selector such as '#kernel & ~head/**', nested dicts of bools, or a function "
+        "from the facts of a parameter to a bool; the decay of a moving average is "
+        "called b1, b2 or rho",
     ),
     (
         lambda: OptSpec("adamw", 0.1, decay={"head": {"kernel": 1}}),

@@ -1,0 +1,245 @@
+"""The frozen features cache: what frozen modules return, once per example and not per epoch.
+
+The features of all examples are computed before the first step, at the batch size of training,
+and kept in the memory of the host. A batch then carries the features of exactly its examples,
+in whatever order they come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from flaxtrain.checks import check_flag
+from flaxtrain.data import HostBatch, Stream
+from flaxtrain.data.stream import ArrayStream
+from flaxtrain.errors import ArgumentError, FlaxtrainError
+from flaxtrain.loop.interrupt import DeferredInterrupt
+from flaxtrain.loop.row_check import check_rows
+from flaxtrain.loop.window import IN_FLIGHT
+from flaxtrain.parallel import compiled
+from flaxtrain.params import readable_bytes
+from flaxtrain.train import Recipe, TrainState
+from flaxtrain.train.cached_loss import joined
+from flaxtrain.train.frozen_calls import WHERE, FrozenFeatures
+from flaxtrain.train.frozen_features import features_of, frozen_features
+from flaxtrain.typing import Batch, HostTree
+
+__all__ = ["NO_CACHE", "FeatureCache", "NoCache", "feature_cache"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("data", "mask", "features"),
+    meta_fields=("count",),
+)
+@dataclass(frozen=True)
+class FeaturedBatch(HostBatch):
+    """A batch with the features of its examples: arrays `[rows, ...]`."""
+
+    features: tuple[Any, ...] = ()
+
+
+class NoCache:
+    """No features are cached: every step runs the whole model."""
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds that were spent, by name, for the timings of the run."""
+        return {}
+
+    def fill(
+        self, recipe: Recipe, state: TrainState, interrupt: DeferredInterrupt
+    ) -> tuple[str, ...]:
+        """Computes the features of all examples.
+
+        Args:
+            recipe: the recipe of the phase in which the run begins.
+            state: the state before the first step.
+            interrupt: whether to give up.
+
+        Returns:
+            What a person should know.
+
+        Raises:
+            ArgumentError: nothing is frozen.
+            ModelError: the frozen modules can't be cached; the message says why.
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        return ()
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Returns the recipe of the training steps."""
+        return recipe
+
+    def epoch(self, stream: Stream, epoch: int, start: int) -> Iterator[HostBatch]:
+        """Returns the batches of an epoch of `stream`, with what `data` needs."""
+        return stream.epoch(epoch, start)
+
+    def data(self, batch: HostBatch) -> Batch:
+        """Returns what the training step gets of a batch."""
+        return batch.data
+
+    def drop(self) -> None:
+        """Forgets the features: the phase is over in which they hold."""
+
+
+NO_CACHE = NoCache()
+"""Nothing is cached."""
+
+
+class FeatureCache(NoCache):
+    """The features of all examples of a data set of arrays, for one phase of a run.
+
+    Args:
+        stream: the training data.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(
+        self, stream: ArrayStream, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream, self._clock = stream, clock
+        self._filled: _Filled | None = None
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """The seconds that `fill` took."""
+        return {"features": self._seconds}
+
+    def fill(
+        self, recipe: Recipe, state: TrainState, interrupt: DeferredInterrupt
+    ) -> tuple[str, ...]:
+        """Computes the features; in a later phase that can't be cached, says so instead."""
+        began = self._clock()
+        try:
+            self._filled = _filled(recipe, state, self._stream, interrupt)
+        except FlaxtrainError as error:
+            # A run that is continued after its modules thawed goes on as it would have.
+            if recipe.phase.index == 0:
+                raise
+            return (f"frozen features are not cached in this phase: {error.found}",)
+        self._seconds = self._clock() - began
+        stop = recipe.phase.stop
+        return (
+            self._filled.described
+            + ("" if stop is None else f", to be dropped at step {stop}"),
+        )
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Returns the recipe of steps that get their features with the batch."""
+        return recipe if self._filled is None else recipe.with_features(self._filled.features)
+
+    def epoch(self, stream: Stream, epoch: int, start: int) -> Iterator[HostBatch]:
+        """Yields the batches of an epoch, with their features as long as there are any."""
+        order, rows = self._stream.source.order(epoch), self._stream.rows
+        for index, batch in enumerate(stream.epoch(epoch, start), start):
+            if self._filled is None:
+                yield batch
+            else:
+                found = self._filled.of(order[index * rows : (index + 1) * rows], rows)
+                yield FeaturedBatch(batch.data, batch.mask, batch.count, found)
+
+    def data(self, batch: HostBatch) -> Batch:
+        """Returns the batch joined with its features; the batch alone once they are dropped."""
+        if self._filled is None or not isinstance(batch, FeaturedBatch):
+            return batch.data
+        return joined(batch.data, batch.features)
+
+    def drop(self) -> None:
+        """Frees the memory; batches that are on their way are used without their features."""
+        self._filled = None
+
+
+def feature_cache(wanted: bool, stream: Stream) -> NoCache:
+    """Returns a cache for the examples of a stream, or the one that caches nothing.
+
+    Args:
+        wanted: the argument `cache_frozen` of `fit`.
+        stream: the training data.
+
+    Raises:
+        ArgumentTypeError: `wanted` is not a bool.
+        ArgumentError: the examples of this data set have no numbers to know them by.
+
+    Example:
+        >>> from flaxtrain.data import as_stream, batches
+        >>> stream = as_stream(batches({"x": np.ones((5, 2))}, batch_size=3))
+        >>> [type(feature_cache(wanted, stream)).__name__ for wanted in (False, True)]
+        ['NoCache', 'FeatureCache']
+    """
+    check_flag("cache_frozen", wanted, where="fit")
+    if not wanted:
+        return NO_CACHE
+    if not isinstance(stream, ArrayStream):
+        raise ArgumentError(
+            "features are kept by the number of the example, and only arrays have one "
+            f"({stream.description})",
+            where=WHERE,
+            fix="pass arrays or ft.data.batches(arrays, batch_size), or leave cache_frozen out",
+        )
+    return FeatureCache(stream)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """The features of all examples: arrays `[examples, ...]`, made on the host."""
+
+    features: FrozenFeatures
+    arrays: list[npt.NDArray[Any]] = field(repr=False)
+
+    @property
+    def described(self) -> str:
+        size = readable_bytes(sum(array.nbytes for array in self.arrays))
+        names = ", ".join(self.features.names)
+        return f"cached the outputs of {names} for {len(self.arrays[0])} examples: {size}"
+
+    def of(self, examples: npt.NDArray[np.int64], rows: int) -> tuple[Any, ...]:
+        """Returns the features of some examples; the last one fills up to `rows`."""
+        padded = np.pad(examples, (0, rows - len(examples)), mode="edge")
+        return tuple(array.take(padded, axis=0) for array in self.arrays)
+
+
+def _filled(
+    recipe: Recipe, state: TrainState, stream: ArrayStream, interrupt: DeferredInterrupt
+) -> _Filled:
+    masked = recipe.padding_problem is None and stream.may_be_padded
+    features = frozen_features(recipe, masked)
+    program = compiled(lambda *args: features_of(recipe, features, *args))
+    # Padding repeats a real row, whose features are as good as any.
+    mask = np.ones(stream.rows, bool) if masked else None
+
+    def run(data: HostTree) -> Any:
+        return program(state, data, mask)
+
+    source = ArrayStream(stream.source.in_order())
+    check_rows(lambda data: [np.asarray(a) for a in run(data)], source.example().data)
+    arrays = [
+        np.empty((stream.source.examples, *shape.shape[1:]), shape.dtype)
+        for shape in features.shapes
+    ]
+    pending: deque[tuple[int, int, Any]] = deque()
+
+    def store() -> None:
+        start, count, found = pending.popleft()
+        for array, part in zip(arrays, found, strict=True):
+            array[start : start + count] = np.asarray(part)[:count]
+
+    for index, batch in enumerate(source.epoch(0)):
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        pending.append((index * stream.rows, batch.count, run(batch.data)))
+        if len(pending) > IN_FLIGHT:
+            store()
+    while pending:
+        store()
+    return _Filled(features, arrays)

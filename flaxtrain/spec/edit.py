@@ -1,0 +1,84 @@
+"""Changing hyperparameters while a run goes on."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from flaxtrain.errors import ArgumentTypeError, unknown_name
+from flaxtrain.optim import NAMED
+from flaxtrain.spec.assignment import DEFAULT, Assignment
+from flaxtrain.spec.hyperparameters import SPEC_NUMBERS
+from flaxtrain.spec.opt_spec import OptSpec
+from flaxtrain.spec.state import OptState
+from flaxtrain.typing import ArrayLike
+
+__all__ = ["set_hyperparameters"]
+
+State = TypeVar("State")
+
+
+def _known(spec: OptSpec) -> tuple[str, ...]:
+    own = () if spec.name is None else NAMED[spec.name].hyperparameters
+    return (*SPEC_NUMBERS, *own)
+
+
+def set_hyperparameters(
+    state: State, tx: Any = None, *, group: str = DEFAULT, **values: ArrayLike
+) -> State:
+    """Returns the state with some numbers of one group changed; nothing is compiled anew.
+
+    Numbers that follow a schedule, and those that were off when the run was built (None, or a
+    weight decay of 0), can't be edited. A checkpoint keeps what was edited.
+
+    Args:
+        state: a `TrainState`, or the `OptState` of what `build` made.
+        tx: what `build` made; not needed for a `TrainState`.
+        group: the name of the group.
+        **values: the new values: `learning_rate`, `weight_decay`, `clip_norm`, or a
+            hyperparameter of the optimizer. The `clip_norm` of the group `"default"` is that of
+            the whole gradient.
+
+    Raises:
+        UnknownNameError: there is no such group, or hyperparameter.
+        ArgumentError: a value is out of range, or can't be edited.
+        ArgumentTypeError: `state` was not built from a spec.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> from flaxtrain.params import param_facts
+        >>> from flaxtrain.spec import OptSpec, build
+        >>> tx = build(OptSpec("adam", 0.1), param_facts(nn.Dense(1), jnp.ones((1, 2))))
+        >>> state = tx.init({"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)})
+        >>> state = set_hyperparameters(state, tx, learning_rate=0.01)
+        >>> print(state.hyperparams["default"]["learning_rate"])
+        0.01
+    """
+    inner: Any = getattr(state, "opt_state", state)
+    tx = getattr(state, "tx", tx)
+    assignment = getattr(tx, "arguments", {}).get("assignment")
+    if not isinstance(inner, OptState) or not isinstance(assignment, Assignment):
+        raise ArgumentTypeError(
+            f"a {type(inner).__name__} with tx={type(tx).__name__} was not built from a spec",
+            where="set_hyperparameters",
+            fix="pass a TrainState of the trainer, or an OptState and the tx that made it",
+        )
+    where = f"set_hyperparameters(group={group!r})"
+    if group not in inner.hyperparams:
+        raise unknown_name("group", group, inner.hyperparams, where=where)
+    about = assignment.group(group)
+    for name in values:
+        if name not in _known(about.spec):
+            raise unknown_name(
+                "hyperparameter", name, about.hyperparameters.numbers, where=where
+            )
+        about.hyperparameters.check_editable(name, where=where)
+    about.spec.replace(**values)  # checks the ranges
+    own = dict(inner.hyperparams[group])
+    own |= {n: about.hyperparameters.value(n, v, where=where) for n, v in values.items()}
+    edited = inner._replace(hyperparams={**inner.hyperparams, group: own})
+    result: Any = edited if inner is state else _with(state, edited)
+    return result
+
+
+def _with(state: Any, opt_state: OptState) -> Any:
+    return state.replace(opt_state=opt_state)

@@ -1,0 +1,133 @@
+"""A group of parameters and what is different for it; all that isn't said is inherited."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flaxtrain.checks import check_number
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.optim import TransformationLike
+from flaxtrain.params import DecayChoice, SelectorLike
+from flaxtrain.spec.declaration import (
+    Declaration,
+    as_choice,
+    as_decay,
+    hyperparameters_from,
+    plain,
+)
+from flaxtrain.typing import ArrayLike
+
+__all__ = ["Group"]
+
+
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class Group(Declaration):
+    """What the optimizer does differently for some parameters.
+
+    A parameter is in the first group of the spec that selects it, and in the group `"default"`
+    if none does. Arguments that are not given are those of the spec; with another optimizer,
+    hyperparameters and weight decay are that optimizer's own defaults.
+
+    Args:
+        select: which parameters, see `Selector`.
+        name: the group's name in states, tables and curves; default: made from `select`, such
+            as `"head"` for `"head/**"`.
+        learning_rate: a number >= 0, or a schedule, in place of the spec's.
+        lr_mult: factor >= 0 of the learning rate, the inherited one or the group's own.
+        schedule: a schedule of the learning rate in place of the spec's; beside a number as
+            `learning_rate`, a schedule of its factor.
+        optimizer: another optimizer: a registered name, or a transformation object.
+        weight_decay: a number >= 0, or a schedule.
+        decay: which parameters of the group decay.
+        clip_norm: largest norm > 0 of this group's gradient, or a schedule; it comes after the
+            clipping of the whole gradient by the spec's own `clip_norm`.
+        **hyperparameters: those of the optimizer.
+
+    Raises:
+        ArgumentError: a value is out of range, or arguments contradict each other.
+        ArgumentTypeError: a value has the wrong type.
+        UnknownNameError: (when the spec is made) an optimizer or hyperparameter is not known.
+
+    Example:
+        >>> Group("head/**", lr_mult=10.0)
+        Group('head/**', lr_mult=10.0)
+        >>> Group("head/**", lr_mult=10.0).label(0), Group(lambda fact: True).label(3)
+        ('head', 'group_3')
+    """
+
+    select: SelectorLike
+    name: str | None
+    learning_rate: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
+    lr_mult: ArrayLike
+    schedule: Callable[[ArrayLike], ArrayLike] | None
+    optimizer: str | TransformationLike | None
+    weight_decay: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
+    decay: DecayChoice | None
+    clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
+    hyperparameters: tuple[tuple[str, Any], ...]
+
+    def __init__(
+        self,
+        select: SelectorLike,
+        *,
+        name: str | None = None,
+        learning_rate: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
+        lr_mult: ArrayLike = 1.0,
+        schedule: Callable[[ArrayLike], ArrayLike] | None = None,
+        optimizer: str | TransformationLike | None = None,
+        weight_decay: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
+        decay: DecayChoice | None = None,
+        clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        where = f"Group({select!r})"
+        select = as_choice(select, where=where)
+        check_number("lr_mult", lr_mult, minimum=0.0, where=where)
+        if name is not None and not isinstance(name, str):
+            raise ArgumentTypeError(
+                f"name={name!r} is a {type(name).__name__}", where=where, fix="pass a string"
+            )
+        if name is not None and not re.fullmatch(r"[\w.-]+", name):
+            raise ArgumentError(
+                f"name={name!r} can't be a key and a curve's name",
+                where=where,
+                fix="use letters, digits, '_', '-' and '.'",
+            )
+        if schedule is not None and not callable(schedule):
+            raise ArgumentTypeError(
+                f"schedule={schedule!r} is a {type(schedule).__name__}, not a schedule",
+                where=where,
+                fix="pass one of flaxtrain.schedules, or a number as learning_rate=",
+            )
+        if schedule is not None and callable(learning_rate):
+            raise ArgumentError(
+                "both learning_rate and schedule are schedules",
+                where=where,
+                fix="leave one of them out",
+            )
+        values = {
+            "learning_rate": learning_rate,
+            "lr_mult": lr_mult,
+            "schedule": schedule,
+            "optimizer": optimizer,
+            "weight_decay": weight_decay,
+            "decay": as_decay(decay),
+            "clip_norm": clip_norm,
+        }
+        self._set(select=select, name=name, **{k: plain(v) for k, v in values.items()})
+        self._set(hyperparameters=hyperparameters_from(hyperparameters))
+
+    def label(self, index: int) -> str:
+        """Returns the group's name; `index` is its place among the groups of the spec."""
+        if self.name is not None:
+            return self.name
+        text = self.select if isinstance(self.select, str) else ""
+        return re.sub(r"\W+", "_", text).strip("_") or f"group_{index}"
+
+    def own(self) -> Mapping[str, Any]:
+        """Returns what the group says itself, without the selector and the name."""
+        given = self.arguments()
+        return {k: v for k, v in given.items() if k not in ("select", "name")}

@@ -1,0 +1,325 @@
+"""Calls of frozen modules while a loss runs: watched, or answered with what is known already.
+
+A call counts where a module that is not frozen calls one that is, by whatever method. The
+modules inside the frozen one are its own business. The calls of a loss function come in the
+same order each time it is traced, so a call is known by its number.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import current_trace
+
+from flaxtrain.errors import ModelError
+from flaxtrain.train.frozen_modules import FrozenModule, FrozenModules
+from flaxtrain.tree import Path, flatten, path_name
+from flaxtrain.typing import Key
+
+__all__ = [
+    "AS_THEY_COME",
+    "AnsweredCalls",
+    "Calls",
+    "FrozenCall",
+    "FrozenFeatures",
+    "SeparateCalls",
+    "WatchedCalls",
+]
+
+WHERE = "fit(cache_frozen=True)"
+_ARRAYS = (jax.Array, np.ndarray)
+
+_fresh = itertools.count()
+
+
+@dataclass(frozen=True)
+class FrozenCall:
+    """A call of a frozen module, and what it returns.
+
+    Attributes:
+        path: the module's path.
+        method: the method that is called.
+        shapes: shape and dtype of every array that it returns, for one batch.
+        tree: the structure (a jax treedef) that these arrays are in.
+        needed: which of them the rest of the model, or the loss, reads.
+    """
+
+    path: Path
+    method: str
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+    tree: Any
+    needed: tuple[bool, ...]
+
+    @property
+    def name(self) -> str:
+        """The module's path, and the method where it is not `__call__`."""
+        name = path_name(self.path)
+        return name if self.method == "__call__" else f"{name}.{self.method}"
+
+    def fits(self, context: Any) -> bool:
+        """Whether this is the call that flax describes."""
+        return (self.path, self.method) == (context.module.scope.path, context.method_name)
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What is cached of the frozen modules: a value. Made by `frozen_features`.
+
+    Attributes:
+        calls: the calls of frozen modules in one run of the loss function, in their order.
+    """
+
+    calls: tuple[FrozenCall, ...]
+
+    @property
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shape and dtype of every cached array, for one batch: `[rows, ...]`."""
+        return tuple(
+            shape
+            for call in self.calls
+            for shape, needed in zip(call.shapes, call.needed, strict=True)
+            if needed
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The calls of which something is cached."""
+        return tuple(dict.fromkeys(call.name for call in self.calls if any(call.needed)))
+
+    @property
+    def bytes_per_example(self) -> int:
+        """Memory that the features of one example take."""
+        sizes = (s.size // s.shape[0] * jnp.dtype(s.dtype).itemsize for s in self.shapes)
+        return sum(sizes)
+
+    def answers(self, features: Sequence[Any]) -> list[list[Any]]:
+        """Returns what each call returns; what nobody reads is zeros."""
+        cached = iter(features)
+        return [
+            [
+                next(cached) if needed else jnp.zeros(shape.shape, shape.dtype)
+                for shape, needed in zip(call.shapes, call.needed, strict=True)
+            ]
+            for call in self.calls
+        ]
+
+
+class Calls:
+    """What becomes of the calls of frozen modules. Here: they run, and nobody watches."""
+
+    @contextmanager
+    def applied(
+        self, frozen: FrozenModules, rngs: Mapping[str, Key]
+    ) -> Iterator[dict[str, Key]]:
+        """Is entered while the model is applied.
+
+        Args:
+            frozen: the frozen modules.
+            rngs: the random streams of the call.
+
+        Yields:
+            Streams to add to `rngs`.
+        """
+        yield {}
+
+
+AS_THEY_COME = Calls()
+"""The frozen modules run, at no further cost."""
+
+
+class _Intercepted(Calls):
+    """Hands the calls of frozen modules to `_call`, in the trace in which this was made.
+
+    Attributes:
+        strict: whether calls within another trace are refused, or just made.
+    """
+
+    strict = True
+
+    def __init__(self) -> None:
+        self._trace = current_trace()
+        self._inside = False
+
+    @contextmanager
+    def applied(
+        self, frozen: FrozenModules, rngs: Mapping[str, Key]
+    ) -> Iterator[dict[str, Key]]:
+        key = next(iter(rngs.values()), None)
+        # A stream that nobody has used keeps `nn.jit` from answering with a known program.
+        stream = f"_frozen_calls_{next(_fresh)}"
+        with nn.intercept_methods(partial(self._intercept, frozen)):
+            yield {stream: jax.random.key(0) if key is None else key}
+
+    def _intercept(
+        self,
+        frozen: FrozenModules,
+        following: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: Any,
+    ) -> Any:
+        scope = context.module.scope
+        if self._inside or scope is None or context.method_name == "setup":
+            return following(*args, **kwargs)
+        found = frozen.at(scope.path)
+        if found is None:
+            return following(*args, **kwargs)
+        if current_trace() != self._trace:
+            if not self.strict:
+                return following(*args, **kwargs)
+            raise ModelError(
+                f"the frozen module {path_name(scope.path)!r} is called within a "
+                "transformation (nn.jit, nn.remat, nn.scan, nn.vmap, jax.vmap, ...)",
+                where=WHERE,
+                fix="make the frozen part a module of its own, with the transformation inside "
+                "it, or leave cache_frozen out",
+            )
+        self._inside = True
+        try:
+            return self._call(
+                found, partial(following, *args, **kwargs), (args, kwargs), context
+            )
+        finally:
+            self._inside = False
+
+    def _call(
+        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
+    ) -> Any:
+        raise NotImplementedError
+
+
+@dataclass
+class WatchedCall:
+    """One call of a frozen module as it happened: arrays that went in and came out.
+
+    `wrote` has the collections that it wrote to; `opaque` the types of outputs that are no
+    arrays.
+    """
+
+    frozen: FrozenModule
+    path: Path
+    method: str
+    inputs: list[Any]
+    outputs: list[Any]
+    tree: Any
+    wrote: list[str]
+    opaque: list[str]
+
+    def described(self, needed: Sequence[bool]) -> FrozenCall:
+        """Returns the call as a value."""
+        shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.outputs)
+        return FrozenCall(self.path, self.method, shapes, self.tree, tuple(needed))
+
+
+@dataclass
+class WatchedCalls(_Intercepted):
+    """Lets the frozen modules run and notes each call.
+
+    Example:
+        >>> model, x = nn.Sequential([nn.Dense(2), nn.Dense(3)]), jnp.ones((4, 5))
+        >>> variables, watched = model.init(jax.random.key(0), x), WatchedCalls()
+        >>> with watched.applied(FrozenModules((FrozenModule(("layers_0",)),)), {}) as rngs:
+        ...     y = model.apply(variables, x, rngs=rngs)
+        >>> [(call.path, call.outputs[0].shape) for call in watched.calls]
+        [(('layers_0',), (4, 2))]
+    """
+
+    calls: list[WatchedCall] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def _call(
+        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
+    ) -> Any:
+        module = context.module
+        before = _written(module)
+        result = run()
+        after = _written(module)
+        wrote = {path[0] for path, leaf in after.items() if before.get(path) is not leaf}
+        leaves, tree = jax.tree.flatten(result)
+        self.calls.append(
+            WatchedCall(
+                frozen,
+                module.scope.path,
+                context.method_name,
+                [leaf for leaf in jax.tree.leaves(inputs) if isinstance(leaf, _ARRAYS)],
+                [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)],
+                tree,
+                sorted(wrote),
+                [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _ARRAYS)],
+            )
+        )
+        return result
+
+
+class SeparateCalls(_Intercepted):
+    """Keeps the compiler from merging arithmetic across the border of the frozen part.
+
+    It would, say, join the division of a mean with the factor of the dropout that follows, and
+    round once instead of twice. With the border closed, a run has the same bits whether its
+    features are cached or not.
+
+    Args:
+        features: the outputs that make up the border.
+    """
+
+    strict = False
+
+    def __init__(self, features: FrozenFeatures) -> None:
+        super().__init__()
+        self._rest = iter(features.calls)
+
+    def _call(
+        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
+    ) -> Any:
+        call, result = next(self._rest, None), run()
+        if call is None or not call.fits(context):
+            return result
+        leaves, tree = jax.tree.flatten(result)
+        return tree.unflatten(
+            jax.lax.optimization_barrier(leaf) if needed else leaf
+            for leaf, needed in zip(leaves, call.needed, strict=True)
+        )
+
+
+class AnsweredCalls(_Intercepted):
+    """Answers the calls of frozen modules: none of them runs.
+
+    Args:
+        features: what is cached.
+        arrays: the cached arrays, `[rows, ...]` each.
+    """
+
+    def __init__(self, features: FrozenFeatures, arrays: Sequence[Any]) -> None:
+        super().__init__()
+        self._answers = iter(zip(features.calls, features.answers(arrays), strict=True))
+
+    def _call(
+        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
+    ) -> Any:
+        call, answer = next(self._answers, (None, []))
+        if call is None or not call.fits(context):
+            expected = "no further call" if call is None else f"a call of {call.name!r}"
+            path = path_name(context.module.scope.path)
+            raise ModelError(
+                f"the loss function calls {path!r}.{context.method_name}, where at first it "
+                f"made {expected}",
+                where=WHERE,
+                fix="let the loss function call the same modules each time it runs",
+            )
+        return jax.tree.unflatten(call.tree, answer)
+
+
+def _written(module: nn.Module) -> dict[Path, Any]:
+    """Returns the variables below a module that a call may write to, by collection and path."""
+    return flatten({k: v for k, v in module.variables.items() if k != "params"})

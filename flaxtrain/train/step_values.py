@@ -1,0 +1,72 @@
+"""What a step says about its update at log points: norms, rates and decays, also by group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flaxtrain.spec import Assignment, OptState
+from flaxtrain.train.state import TrainState
+from flaxtrain.tree import Path, flatten, global_norm, split, widened
+from flaxtrain.typing import Array, Params, Updates
+
+# Nothing here is public: `train_step` returns these values.
+__all__ = []
+
+
+def step_values(
+    assignment: Assignment, grads: Updates, updates: Updates, params: Params, new: TrainState
+) -> dict[str, Array]:
+    """Returns the values of one accepted step by name, float scalars.
+
+    Args:
+        assignment: the groups.
+        grads: gradients of the trained parameters, before clipping, unless all are given.
+        updates: what was added to the trained parameters.
+        params: those parameters, before the update.
+        new: the state after the update.
+    """
+    trees = {"update_norm": updates, "param_norm": params}
+    values = {name: global_norm(widened(tree)) for name, tree in trees.items()}
+    for group, paths in _groups(assignment, params).items():
+        for name, tree in {"grad_norm": grads, **trees}.items():
+            values[f"{name}/{group}"] = global_norm(widened(split(tree, paths)[0]))
+    return {**values, **_numbers(assignment, new)}
+
+
+def value_names(assignment: Assignment, state: TrainState) -> tuple[str, ...]:
+    """Returns the names of what `step_values` returns."""
+    groups = _groups(assignment, state.split_params()[0])
+    norms = ("grad_norm", "update_norm", "param_norm")
+    by_group = (f"{name}/{group}" for group in groups for name in norms)
+    return ("update_norm", "param_norm", *by_group, *_numbers(assignment, state))
+
+
+def _groups(assignment: Assignment, params: Params) -> dict[str, frozenset[Path]]:
+    """Returns the trained parameters of each group; nothing where there is one group only."""
+    if sum(bool(group.paths) for group in assignment.groups) < 2:
+        return {}
+    trained = frozenset(flatten(params))
+    return {
+        group.name: group.paths & trained
+        for group in assignment.groups
+        if group.paths & trained
+    }
+
+
+def _numbers(assignment: Assignment, state: TrainState) -> dict[str, Any]:
+    """Returns the known learning rates and weight decays; one group alone needs no name."""
+    rates = {name: rate for name, rate in state.learning_rates.items() if rate is not None}
+    decays: dict[str, Any] = {}
+    if isinstance(state.opt_state, OptState):
+        decays = {
+            group.name: state.opt_state.hyperparams[group.name]["weight_decay"]
+            for group in assignment.groups
+            if group.paths and "weight_decay" in group.hyperparameters.numbers
+        }
+    several = sum(bool(group.paths) for group in assignment.groups) > 1 or len(rates) > 1
+    tables = (("learning_rate", rates), ("weight_decay", decays))
+    return {
+        f"{kind}/{name}" if several else kind: value
+        for kind, table in tables
+        for name, value in table.items()
+    }
