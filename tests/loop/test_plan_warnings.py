@@ -204,7 +204,7 @@ def test_a_schedule_that_does_not_fit_the_run(rate: Any, text: str) -> None:
         schedules.inverse_sqrt_schedule(0.1, 10),
         lambda count: 0.1,
     ],
-    ids=str,
+    ids=lambda rate: str(rate).partition(" at 0x")[0],
 )
 def test_a_schedule_that_fits(rate: Any) -> None:
     assert warned(sgd(rate)) == ()
