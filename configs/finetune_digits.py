@@ -2,8 +2,13 @@
 
 The ways of fine-tuning are `head`, `gradual`, `full` and `scratch`; the name of one stands
 behind the file: `--config=configs/finetune_digits.py:gradual`. `:pretrain` is the config of
-what comes first. `python -m tasks.finetune_digits` runs and compares them all; it is what hands
-the pretrained weights on, so with `flaxtrain fit` each way starts from new ones.
+what comes first. `python -m tasks.finetune_digits` runs and compares them all. One by one:
+
+    flaxtrain fit --config=configs/finetune_digits.py:pretrain --workdir=runs/digits_0_to_4
+    flaxtrain fit --config=configs/finetune_digits.py:gradual --workdir=runs/gradual \\
+        --config.init_from.source=runs/digits_0_to_4
+
+Without a source a way starts from new weights.
 
 About 80 seconds of processor time. Accuracy on the held-out digits, three seeds:
 
@@ -18,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 import flaxtrain as ft
 import tasks.finetune_digits  # noqa: F401  registers the tasks
@@ -54,6 +60,7 @@ def get_config(way: str = "full") -> ConfigDict:
             **RUNS["pretrain" if way == "pretrain" else "finetune"],
             "model": {"features": (16, 32, 64)},
             "opt": opt | WAYS.get(way, {}),
+            "init_from": {"source": placeholder(str), "skip": ("head",)},
             "eval_every": "100%",
             "log_every": 10,
             "seed": 0,

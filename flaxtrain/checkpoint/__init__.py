@@ -9,10 +9,11 @@ from flaxtrain.checkpoint.leaves import LeafRecord
 from flaxtrain.checkpoint.manifest import Manifest, read_manifest
 from flaxtrain.checkpoint.named import from_named, to_named
 from flaxtrain.checkpoint.sources import find_source, read_source, restored_variables
-from flaxtrain.checkpoint.steps import clean_up, latest, step_path, steps
+from flaxtrain.checkpoint.steps import CHECKPOINTS, clean_up, latest, step_path, steps
 from flaxtrain.checkpoint.storage import read_meta, restore, save
 
 __all__ = [
+    "CHECKPOINTS",
     "LeafRecord",
     "Manifest",
     "clean_up",

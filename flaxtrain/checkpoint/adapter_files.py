@@ -115,6 +115,16 @@ def load_adapters(
             `lora` has another rank or scale; or the params don't fit.
         ParameterError: the params have adapters already.
         ArgumentTypeError: an argument has the wrong type.
+
+    Example:
+        >>> import tempfile, flax.linen as nn, flaxtrain as ft
+        >>> batch, lora = {"x": np.ones((4, 3)), "label": np.zeros(4, int)}, LoRA("kernel", 1)
+        >>> recipe = ft.make_recipe(nn.Dense(2), ft.OptSpec("sgd", 0.1), batch, adapters=lora)
+        >>> base, adapters = split_adapters(recipe.init().params)
+        >>> params = join_adapters(base, adapters)
+        >>> path = save_adapters(tempfile.mkdtemp() + "/adapters", params, recipe.adapters)
+        >>> sorted(base), sorted(load_adapters(path, base))
+        (['bias', 'kernel'], ['bias', 'kernel', 'lora'])
     """
     target = check_path(path)
     saved = read_lora(target)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from flaxtrain.errors import CheckpointError
-from flaxtrain.tree import Path, flatten, key_of, path_name
+from flaxtrain.tree import Path, flatten, key_of, keys_of, path_name
 from flaxtrain.typing import PyTree
 
 __all__ = ["from_named", "leaf_name", "name_keys", "named_nodes", "to_named"]
@@ -129,14 +129,4 @@ def name_keys(name: str) -> Path:
         >>> name_keys(r"wn/Dense_0\/kernel")
         ('wn', 'Dense_0/kernel')
     """
-    if name == "\\":
-        return ()
-    keys, current = [], ""
-    characters = iter(name)
-    for character in characters:
-        if character == "/":
-            keys.append(current)
-            current = ""
-        else:
-            current += next(characters, "") if character == "\\" else character
-    return (*keys, current)
+    return () if name == "\\" else keys_of(name)

@@ -20,13 +20,12 @@ from flaxtrain.checkpoint.array_files import (
 )
 from flaxtrain.checkpoint.manifest import FILE_NAME
 from flaxtrain.checkpoint.named import to_named
-from flaxtrain.checkpoint.steps import check_path, latest
+from flaxtrain.checkpoint.steps import CHECKPOINTS, check_path, latest
 from flaxtrain.checkpoint.storage import restore
 from flaxtrain.checkpoint.stored_arrays import read_plain
 from flaxtrain.errors import CheckpointError
-from flaxtrain.params.restore import Restore
-from flaxtrain.params.restore_report import RestoreReport
-from flaxtrain.params.restoring import apply_restore
+from flaxtrain.params import Restore, RestoreReport, apply_restore
+from flaxtrain.params.text_table import listed
 from flaxtrain.tree import flatten, unflatten
 from flaxtrain.typing import PyTree
 
@@ -37,8 +36,8 @@ _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "npz": read_npz,
     "safetensors": read_safetensors,
 }
-# Where a workdir of the Trainer keeps its checkpoints, and Orbax's manager its only item.
-_CHECKPOINTS, _ONLY_ITEM = "checkpoints", "default"
+# Where Orbax's manager keeps its only item.
+_ONLY_ITEM = "default"
 _FILES_OF_ORBAX = ("_METADATA", "manifest.ocdbt")
 
 
@@ -133,8 +132,8 @@ def find_source(path: str | os.PathLike[str]) -> Path:
         )
     if _is_checkpoint(place):
         return place
-    if (place / _CHECKPOINTS).is_dir() and latest(place / _CHECKPOINTS) is not None:
-        return find_source(place / _CHECKPOINTS)
+    if (place / CHECKPOINTS).is_dir() and latest(place / CHECKPOINTS) is not None:
+        return find_source(place / CHECKPOINTS)
     inner = place / _ONLY_ITEM if (place / _ONLY_ITEM).is_dir() else latest(place)
     if inner is None:
         raise _no_checkpoint(place)
@@ -149,8 +148,7 @@ def _no_checkpoint(place: Path) -> CheckpointError:
     names = sorted(entry.name + "/" * entry.is_dir() for entry in place.iterdir())
     inside = [name for name in names if _is_checkpoint(place / name)]
     files = [name for name in names if Path(name).suffix[1:] in _READERS]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    held = f"holds {', '.join(names[:5])}{more}" if names else "is empty"
+    held = f"holds {listed(names)}" if names else "is empty"
     hint = f"pass one of: {', '.join([*inside, *files][:5])}" if inside or files else None
     return CheckpointError(
         f"the directory is no checkpoint and has none: it {held}",

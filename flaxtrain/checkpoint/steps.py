@@ -14,7 +14,18 @@ from pathlib import Path
 from flaxtrain.checks import check_integer
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, CheckpointError
 
-__all__ = ["check_path", "clean_up", "latest", "step_path", "steps", "unfinished_name"]
+__all__ = [
+    "CHECKPOINTS",
+    "check_path",
+    "clean_up",
+    "latest",
+    "step_path",
+    "steps",
+    "unfinished_name",
+]
+
+CHECKPOINTS = "checkpoints"
+"""The directory of checkpoints in the workdir of a run."""
 
 _STEP = re.compile("[0-9]+")
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<stage>partial|replaced)-[0-9a-f]+")

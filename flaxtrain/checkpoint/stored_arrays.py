@@ -24,6 +24,7 @@ from flaxtrain.checkpoint.leaves import decode
 from flaxtrain.checkpoint.manifest import FileRecord, Manifest
 from flaxtrain.checkpoint.named import name_keys
 from flaxtrain.errors import CheckpointError
+from flaxtrain.params.text_table import listed
 from flaxtrain.tree import unflatten
 from flaxtrain.typing import PyTree
 
@@ -142,8 +143,7 @@ def _damaged_leaves(directory: Path, manifest: Manifest) -> str:
                 decode(record, np.asarray(array.read().result()), where=name)
         except Exception:
             damaged.append(name)
-    more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
-    return f"; leaves affected: {', '.join(damaged[:5])}{more}" if damaged else ""
+    return f"; leaves affected: {listed(damaged)}" if damaged else ""
 
 
 def _stored_path(name: str) -> tuple[str, ...]:

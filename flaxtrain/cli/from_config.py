@@ -13,8 +13,9 @@ from flaxtrain.cli.tasks import Config, Task, find_task
 from flaxtrain.data import Stream, as_stream, is_arrays
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.loop import Trainer
+from flaxtrain.params import LoRA, Restore
 from flaxtrain.schedules import FACTORIES, from_dict
-from flaxtrain.spec import OptSpec
+from flaxtrain.spec import Freeze, Group, OptSpec
 
 __all__ = ["fit_arguments", "spec_from_config", "trainer_from_config"]
 
@@ -22,6 +23,8 @@ FIELDS: Mapping[str, str] = {
     "task": "registered name of the task",
     "opt": "arguments of OptSpec; learning_rate is the peak where there is a schedule",
     "schedule": "a schedule by name, its arguments beside it; its peak is opt.learning_rate",
+    "init_from": "arguments of Restore; without a source, the run starts from new weights",
+    "adapters": "arguments of LoRA",
     "batch_size": "examples per step",
     "epochs": "passes over the training data (or steps)",
     "steps": "number of steps (or epochs)",
@@ -36,6 +39,8 @@ FIELDS: Mapping[str, str] = {
 _FORMS = {
     "opt": "{'optimizer': 'adamw', 'learning_rate': 1e-3}",
     "schedule": "{'schedule': 'cosine_decay_schedule', 'decay_steps': '100%'}",
+    "init_from": "{'source': 'runs/pretrained', 'skip': ('head',)}",
+    "adapters": "{'select': '#kernel', 'rank': 4}",
 }
 _PEAK = ("peak_value", "init_value", "value")
 
@@ -43,8 +48,9 @@ _PEAK = ("peak_value", "init_value", "value")
 def spec_from_config(config: Config) -> OptSpec:
     """Returns the optimizer spec of a config.
 
-    `config.opt` holds the arguments of `OptSpec`. With a `config.schedule`, `opt.learning_rate`
-    is its peak, so that `--config.opt.learning_rate=...` works with and without one.
+    `config.opt` holds the arguments of `OptSpec`; groups and freezes may be dicts. With a
+    `config.schedule`, `opt.learning_rate` is its peak, so that
+    `--config.opt.learning_rate=...` works with and without one.
 
     Raises:
         UnknownNameError: a name is not known.
@@ -66,7 +72,15 @@ def spec_from_config(config: Config) -> OptSpec:
                 raise _missing("config.opt", "learning_rate", "give the schedule's peak: 1e-3")
             data[peak] = arguments["learning_rate"]
         arguments["learning_rate"] = from_dict(data)
+    for name, kind in (("groups", Group), ("freeze", Freeze)):
+        if isinstance(arguments.get(name), (list, tuple)):
+            arguments[name] = [_declared(kind, row) for row in arguments[name]]
     return OptSpec(**arguments)
+
+
+def _declared(kind: Any, row: Any) -> Any:
+    """Returns a group or a freeze that is written as a dict of its arguments."""
+    return kind(**row) if isinstance(row, (Mapping, ConfigDict)) else row
 
 
 def _peak_of(data: Mapping[str, Any]) -> str | None:
@@ -134,9 +148,29 @@ def trainer_from_config(
         seed=fields.get("seed", 0),
         log_every=fields.get("log_every", 50),
         workdir=workdir,
-        **kwargs,
+        **{**_pretrained(config), **kwargs},
     )
     return trainer, task
+
+
+def _pretrained(config: Config) -> dict[str, Any]:
+    """Returns where the weights come from, and the adapters, as arguments of `Trainer`."""
+    found: dict[str, Any] = {}
+    if config.get("init_from") and config.init_from.get("source") is not None:
+        found["init_from"] = _made(Restore, _section(config, "init_from"), "init_from")
+    if config.get("adapters"):
+        found["adapters"] = _made(LoRA, _section(config, "adapters"), "adapters")
+    return found
+
+
+def _made(kind: Any, arguments: dict[str, Any], name: str) -> Any:
+    known = tuple(inspect.signature(kind).parameters)
+    for argument in arguments:
+        if argument not in known:
+            raise unknown_name("argument", argument, known, where=f"config.{name}")
+    if known[0] not in arguments:
+        raise _missing(f"config.{name}", known[0], f"write {name}={_FORMS[name]}")
+    return kind(**arguments)
 
 
 def fit_arguments(config: Config, task: Task, seed: int = 0) -> dict[str, Any]:

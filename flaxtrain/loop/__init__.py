@@ -2,6 +2,7 @@
 
 from flaxtrain.loop.hooks import Console, Evaluate, Hook, SaveEvery, TensorBoard
 from flaxtrain.loop.plan import Plan
+from flaxtrain.loop.plan_parts import PlannedGroup, PlannedLayer, PlannedPhase
 from flaxtrain.loop.result import FitResult, History
 from flaxtrain.loop.run import Run
 from flaxtrain.loop.trainer import Trainer
@@ -13,6 +14,9 @@ __all__ = [
     "History",
     "Hook",
     "Plan",
+    "PlannedGroup",
+    "PlannedLayer",
+    "PlannedPhase",
     "Run",
     "SaveEvery",
     "TensorBoard",

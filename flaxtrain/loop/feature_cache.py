@@ -27,10 +27,15 @@ from flaxtrain.loop.row_check import check_rows
 from flaxtrain.loop.window import IN_FLIGHT
 from flaxtrain.parallel import compiled
 from flaxtrain.params import readable_bytes
-from flaxtrain.train import Recipe, TrainState
-from flaxtrain.train.cached_loss import joined
-from flaxtrain.train.frozen_calls import WHERE, FrozenFeatures
-from flaxtrain.train.frozen_features import features_of, frozen_features
+from flaxtrain.train import (
+    FrozenFeatures,
+    Recipe,
+    TrainState,
+    features_of,
+    frozen_features,
+    joined,
+)
+from flaxtrain.train.frozen_calls import WHERE
 from flaxtrain.typing import Batch, HostTree
 
 __all__ = ["NO_CACHE", "FeatureCache", "NoCache", "feature_cache"]

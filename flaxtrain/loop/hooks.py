@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from flaxtrain import checkpoint
 from flaxtrain.durations import parse, to_steps
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError
@@ -136,10 +134,12 @@ class SaveEvery(Hook):
 
     def _save(self, run: Run) -> None:
         assert self._target is not None
-        path = checkpoint.step_path(self._target, int(jax.device_get(run.state.step)))
-        if not path.exists():
+        meta = run.checkpoint_meta()
+        path = checkpoint.step_path(self._target, meta["step"])
+        # Batches that were rejected since, or edited hyperparameters, are another state.
+        if not path.exists() or checkpoint.read_meta(path) != meta:
             with run.throughput.pause():
-                checkpoint.save(path, run.state, meta=run.checkpoint_meta())
+                checkpoint.save(path, run.state, meta=meta, overwrite=True)
 
 
 class Console(Hook):

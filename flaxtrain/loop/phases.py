@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from flaxtrain.params.text_table import listed
 from flaxtrain.spec import Assignment, Phase
 from flaxtrain.tree import path_name
 
 __all__ = ["describe_phase"]
-
-_SHOWN = 3
 
 
 def describe_phase(assignment: Assignment, phase: Phase) -> str:
@@ -21,15 +20,10 @@ def describe_phase(assignment: Assignment, phase: Phase) -> str:
     thawed = [path_name(path) for path in phase.trained if path not in before.trained]
     frozen = [path_name(path) for path in before.trained if path not in phase.trained]
     changes = [
-        f"{word} {len(names)} parameters ({_listed(names)})"
+        f"{word} {len(names)} parameters ({listed(names, shown=3)})"
         for word, names in (("trains", thawed), ("freezes", frozen))
         if names
     ]
     number = f"phase {phase.index + 1} of {len(assignment.phases)}"
     changed = " and ".join(changes) or "changes how frozen modules behave"
     return f"{number}, from step {phase.start}, {changed}; the training step is compiled anew"
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -13,7 +13,7 @@ from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.loop.plan_parts import (
-    Course,
+    AtUpdates,
     PlannedGroup,
     PlannedLayer,
     PlannedPhase,
@@ -83,7 +83,7 @@ class Plan:
     memory: dict[str, int]
     loss: str
     spec: str
-    learning_rate: Course
+    learning_rate: AtUpdates
     batch: dict[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]

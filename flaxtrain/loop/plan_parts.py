@@ -20,7 +20,7 @@ from flaxtrain.tree import Path, key_of, path_name, split
 
 __all__ = ["PlannedGroup", "PlannedLayer", "PlannedPhase"]
 
-Course = dict[int, float]
+AtUpdates = dict[int, float]
 """A number that may be scheduled: its values at the first, middle and last update."""
 
 _BEHAVIOUR = {
@@ -54,10 +54,10 @@ class PlannedGroup:
     name: str
     selects: str
     optimizer: str
-    learning_rate: Course
+    learning_rate: AtUpdates
     lr_mult: float
-    weight_decay: Course
-    clip_norm: Course
+    weight_decay: AtUpdates
+    clip_norm: AtUpdates
     parameters: int
     values: int
 
@@ -107,7 +107,7 @@ def planned_groups(assignment: Assignment, horizon: Horizon) -> tuple[PlannedGro
     last = max(0, (horizon.total_steps or 1) - 1)
     steps = sorted({0, last // 2, last})
 
-    def course(number: Any, factor: float = 1.0) -> Course:
+    def course(number: Any, factor: float = 1.0) -> AtUpdates:
         if number is None:
             return {}
         values = (number(step) if callable(number) else number for step in steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flaxtrain.loop.plan_parts import Course, PlannedGroup, PlannedLayer, PlannedPhase
+from flaxtrain.loop.plan_parts import AtUpdates, PlannedGroup, PlannedLayer, PlannedPhase
 from flaxtrain.params import readable_bytes
 from flaxtrain.params.text_table import TextTable, listed
 
@@ -33,7 +33,7 @@ def groups_table(groups: tuple[PlannedGroup, ...]) -> TextTable:
     return TextTable((*columns, *right), rows, right=right, code=("selects",))
 
 
-def _course_text(course: Course) -> str:
+def _course_text(course: AtUpdates) -> str:
     values = [f"{value:.3g}" for value in course.values()]
     return ", ".join(values if len(set(values)) > 1 else values[:1])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from flaxtrain.loop.courses import course_of
 from flaxtrain.loop.plan_parts import range_text, rate_of
 from flaxtrain.params import ParamFact, select
 from flaxtrain.params.text_table import listed
-from flaxtrain.spec import AssignedGroup, Assignment, LayerDecay, Phase
+from flaxtrain.spec import Assignment, LayerDecay
 from flaxtrain.spec.assignment import is_zero
 from flaxtrain.train import Recipe
 from flaxtrain.tree import Path
@@ -233,29 +232,6 @@ def _after_the_end(recipe: Recipe, total: int | None) -> Iterator[str]:
         )
 
 
-def _shared_counts(recipe: Recipe, total: int | None) -> Iterator[str]:
-    table = recipe.assignment
-    for group in table.groups:
-        late = _born_late(group, table.phases, total) if group.spec.name is None else None
-        if late is not None:
-            yield (
-                f"group {group.name!r} has an optimizer object, and parameters thaw at step "
-                f"{late}: its counts are shared, so that bias corrections of their new slots "
-                "go by the updates of the old ones; pass the optimizer by name, or give them "
-                "a group of their own"
-            )
-
-
-def _born_late(group: AssignedGroup, phases: Sequence[Phase], total: int | None) -> int | None:
-    """Returns the step at which slots begin in a group that has been trained before."""
-    seen = False
-    for before, phase in pairwise(phases):
-        seen = seen or bool(group.paths & before.with_slots)
-        if seen and group.paths & (phase.trained.keys() - before.with_slots):
-            return phase.start if total is None or phase.start < total else None
-    return None
-
-
 _Check = Callable[[Recipe, int | None], Iterator[str]]
 
 _CHECKS: tuple[_Check, ...] = (
@@ -267,5 +243,4 @@ _CHECKS: tuple[_Check, ...] = (
     _rate_is_zero,
     _schedule_and_run,
     _after_the_end,
-    _shared_counts,
 )

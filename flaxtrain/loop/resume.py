@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import jax
 
 from flaxtrain import checkpoint
+from flaxtrain.checkpoint import CHECKPOINTS
 from flaxtrain.data import Stream
 from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.plan import spec_data
 from flaxtrain.params import Restore, join_adapters, split_adapters
+from flaxtrain.spec import OptState
 from flaxtrain.train import Recipe, TrainState
+from flaxtrain.tree import named_leaves
 
-__all__ = ["CHECKPOINTS", "Start", "adapters_text", "begin", "data_facts"]
-
-CHECKPOINTS = "checkpoints"
-"""Where a workdir keeps its checkpoints."""
+__all__ = ["Start", "begin", "checkpoint_meta", "data_facts"]
 
 
 def data_facts(stream: Stream, seed: int) -> dict[str, Any]:
@@ -28,6 +28,27 @@ def data_facts(stream: Stream, seed: int) -> dict[str, Any]:
         "batch_size": stream.rows,
         "steps_per_epoch": stream.steps_per_epoch,
         "examples_per_epoch": stream.examples_per_epoch,
+    }
+
+
+def checkpoint_meta(
+    recipe: Recipe, state: TrainState, stream: Stream, seed: int
+) -> dict[str, Any]:
+    """Returns what a checkpoint says beside the state, as JSON values.
+
+    Two states of one run with the same `meta` are the same: it tells how many batches were
+    seen, and hyperparameters that were edited.
+    """
+    opt_state = state.opt_state
+    numbers = opt_state.hyperparams if isinstance(opt_state, OptState) else {}
+    step, batches, numbers = jax.device_get((state.step, state.counters.batches, numbers))
+    return {
+        "spec": spec_data(recipe.spec),
+        "adapters": adapters_text(recipe),
+        "data": data_facts(stream, seed),
+        "step": int(step),
+        "batches": int(batches),
+        "hyperparams": {name: float(number) for name, number in named_leaves(numbers)},
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxtrain.checkpoint import CHECKPOINTS
 from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import NonFiniteError, StateError
@@ -20,9 +21,9 @@ from flaxtrain.loop.feature_cache import NoCache
 from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.phases import describe_phase
-from flaxtrain.loop.plan import parameter_table, spec_data, spec_text
+from flaxtrain.loop.plan import parameter_table, spec_text
 from flaxtrain.loop.result import FitResult, History
-from flaxtrain.loop.resume import CHECKPOINTS, adapters_text, data_facts
+from flaxtrain.loop.resume import checkpoint_meta
 from flaxtrain.loop.window import IN_FLIGHT, Report, TrainProgram
 from flaxtrain.monitor import Throughput
 from flaxtrain.parallel import place
@@ -142,12 +143,7 @@ class Run:
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """What a checkpoint says beside the state, as JSON values."""
-        return {
-            "spec": spec_data(self.recipe.spec),
-            "adapters": adapters_text(self.recipe),
-            "data": data_facts(self.stream, self.seed),
-            "step": int(jax.device_get(self.state.step)),
-        }
+        return checkpoint_meta(self.recipe, self.state, self.stream, self.seed)
 
     def overview(self) -> Table:
         """Returns the table of parameters."""

@@ -44,6 +44,7 @@ from flaxtrain.params.low_rank import (
 )
 from flaxtrain.params.select import SelectorLike, selector
 from flaxtrain.params.select import select as paths_of
+from flaxtrain.params.text_table import listed
 from flaxtrain.tree import Path, path_name, unflatten
 from flaxtrain.typing import DTypeLike, Key, Params
 
@@ -277,9 +278,8 @@ def _check_kernels(facts: list[ParamFact]) -> None:
         if not fact.resolved or not _is_kernel(fact)
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ParameterError(
-            f"no adapter is possible for {', '.join(wrong[:3])}{more}",
+            f"no adapter is possible for {listed(wrong, shown=3)}",
             where="LoRA(select=...)",
             fix=f"select only floating kernels of {CLASSES}: 'encoder/**/kernel', say",
         )

@@ -217,7 +217,7 @@ class _Reader:
             return self._scan(equation, ins, place)
         if name == "while":
             return self._while(equation, ins, place)
-        inner = _called(equation)
+        inner = called_jaxpr(equation)
         if inner is not None:
             return self.read(inner, ins, place)
         if name in _RANDOM:
@@ -339,7 +339,7 @@ def _carry_of_scan(equation: JaxprEqn) -> tuple[int, int]:
     return end - same_rank(equation.outvars, body.outvars), end
 
 
-def _called(equation: JaxprEqn) -> Any | None:
+def called_jaxpr(equation: JaxprEqn) -> Any | None:
     """Returns the jaxpr that an equation calls with its own inputs (jit, remat, ...)."""
     inner = list(jaxprs_in_params(equation.params))
     if len(inner) != 1:

@@ -32,6 +32,7 @@ from flaxtrain.params.copied_rules import (
 )
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.params.select import Selector, select, selector
+from flaxtrain.params.text_table import listed
 from flaxtrain.tree import flatten, path_name
 
 __all__ = ["DECAY_PRESETS", "check_decay_choice", "decay_mask", "preset_differences"]
@@ -275,9 +276,7 @@ def _check_paths(facts: Facts, table: Mapping[Any, Any], where: str) -> None:
     missing = [fact.name for fact in facts.params if fact.path not in table]
     unknown = [path_name(path) for path in table if path not in facts]
     if missing or unknown:
-        parts = [
-            f"{title} {', '.join(names[:5])}" for title, names in _titled(missing, unknown)
-        ]
+        parts = [f"{title} {listed(names)}" for title, names in _titled(missing, unknown)]
         raise ParameterError(
             f"the nested dicts don't have the structure of the params: {'; '.join(parts)}",
             where=where,

@@ -23,22 +23,6 @@ from flaxtrain.tree import Path, path_name
 # Nothing here is public: the arguments of `Restore` are.
 __all__ = []
 
-# A key that contains "/" is written with "\/", as `path_name` does.
-_KEY = re.compile(r"(?:[^\\/]|\\.)+", re.DOTALL)
-
-
-def keys_of_name(name: str) -> Path | None:
-    r"""Returns the keys of a name; inverse of `path_name`. None if one of them is empty.
-
-    Example:
-        >>> keys_of_name(r"wn/Dense_0\/kernel"), keys_of_name("head//kernel")
-        (('wn', 'Dense_0/kernel'), None)
-    """
-    parts = _KEY.findall(name)
-    if not parts or "/".join(parts) != name:
-        return None
-    return tuple(re.sub(r"\\(.)", r"\1", part) for part in parts)
-
 
 def shown_name(path: Path) -> str:
     """Returns the name that people see: without the collection where that is `params`.

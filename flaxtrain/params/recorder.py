@@ -103,7 +103,7 @@ class Recorder:
         if isinstance(module.parent, nn.Module) and module.parent.scope is not None:
             self._place(module.parent)  # no method of it may have run
         classes = self.modules.setdefault(_scope(module).path, [])
-        owner = _declared_class(type(module))
+        owner = declared_class(type(module))
         if owner not in classes:
             classes.append(owner)
 
@@ -176,7 +176,7 @@ class Recorder:
         leaves = flatten(value) if isinstance(value, Mapping) else {(): value}
         arrays = {path: array_in(leaf) for path, leaf in leaves.items()}
         shapes = {path: tuple(a.shape) for path, a in arrays.items() if a is not None}
-        owner = _declared_class(type(module))
+        owner = declared_class(type(module))
         self.declared.setdefault((*place, name), Declaration(owner, place, shapes))
 
 
@@ -189,7 +189,7 @@ def _is_rehearsal(module: nn.Module) -> bool:
     return isinstance(_scope(module).root, nn.module.TestScope)
 
 
-def _declared_class(cls: type[nn.Module]) -> type[nn.Module]:
+def declared_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Returns the class the user wrote for one that `nn.remat` and its like derived from it."""
     while cls.__module__ == nn.transforms.__name__:
         cls = cls.__bases__[0]

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flaxtrain.params.text_table import TextTable
 from flaxtrain.tree import Path, path_name
 
 __all__ = ["RestoreRecord", "RestoreReport"]
@@ -93,10 +94,7 @@ class RestoreReport:
 
     def __str__(self) -> str:
         """Returns the summary and the table as aligned text."""
-        cells = [_COLUMNS, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        return "\n".join([self.summary, *lines, *self._notes()])
+        return "\n".join([self.summary, str(self._table()), *self._notes()])
 
     def markdown(self) -> str:
         """Returns the summary and the table as markdown.
@@ -110,13 +108,11 @@ class RestoreReport:
             |---|---|---|---|---|
             | missing | `head/w` | float32[3] |  |  |
         """
-        lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
-        for row in self._rows():
-            outcome, path, array, source, there = (cell.replace("|", "\\|") for cell in row)
-            named = f"`{source}`" if source else ""
-            lines.append(f"| {outcome} | `{path}` | {array} | {named} | {there} |")
         notes = [f"\n{note}" for note in self._notes()]
-        return "\n".join([self.summary, "", *lines, *notes])
+        return "\n".join([self.summary, "", self._table().markdown(), *notes])
+
+    def _table(self) -> TextTable:
+        return TextTable(_COLUMNS, tuple(self._rows()), code=("path", "source"))
 
     def _rows(self) -> list[tuple[str, ...]]:
         changes = {word: set(getattr(self, word)) for word in ("renamed", "reshaped", "cast")}

@@ -8,11 +8,11 @@ from typing import Any
 
 from flaxtrain.errors import ArgumentTypeError, ParameterError, nearest
 from flaxtrain.params.fitting import Fit, Misfit, fitted, placed, text_of
-from flaxtrain.params.path_patterns import PathPattern, as_addressed, keys_of_name, shown_name
+from flaxtrain.params.path_patterns import PathPattern, as_addressed, shown_name
 from flaxtrain.params.restore import Restore
 from flaxtrain.params.restore_report import RestoreRecord, RestoreReport, likely_renames
 from flaxtrain.params.variable_trees import Variables, source_table
-from flaxtrain.tree import Path, path_name
+from flaxtrain.tree import Path, keys_of, path_name
 from flaxtrain.typing import PyTree
 
 __all__ = ["apply_restore"]
@@ -109,8 +109,8 @@ def _landed(
 
 
 def _new_path(path: Path, name: str, collections: frozenset[str]) -> Path:
-    keys = keys_of_name(name)
-    if keys is None:
+    keys = keys_of(name)
+    if "" in keys:
         raise ParameterError(
             f"rename makes {name!r} of it, in which a key is empty",
             where=shown_name(path),
@@ -247,7 +247,7 @@ class _Outcome:
         likely = likely_renames(shapes, spare, others=others) if counts["missing"] else {}
         hint = f"likely: rename={likely!r}; " if likely else ""
         if not counts:
-            return "skip less"
+            return "take entries out of skip=, so that something is loaded"
         return hint + "; ".join(f"{kind}: {_FIXES[kind]}" for kind in counts)
 
 

@@ -40,6 +40,7 @@ from flaxtrain.errors import (
     nearest,
 )
 from flaxtrain.params.facts import Facts, ParamFact
+from flaxtrain.params.recorder import declared_class
 from flaxtrain.params.selector_text import FORMS, parse
 from flaxtrain.params.selectors import (
     Asked,
@@ -95,7 +96,7 @@ def selector(choice: SelectorLike, *, where: str = "selector(choice)") -> Select
     if isinstance(choice, str):
         return parse(choice, where)
     if isinstance(choice, type) and issubclass(choice, nn.Module):
-        cls = _own_class(choice)
+        cls = declared_class(choice)
         return OfClass(cls.__name__, cls)
     if isinstance(choice, (list, tuple)):
         return _any_of(choice, where)
@@ -215,13 +216,6 @@ def selected_tree(
         return visit((), params)
     like: Any = type(params)
     return like({"params": visit((), params["params"])})
-
-
-def _own_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """Returns the class the user wrote for one that `nn.scan` and its like derived from it."""
-    while cls.__module__ == nn.transforms.__name__:
-        cls = cls.__bases__[0]
-    return cls
 
 
 def _any_of(choices: list[Any] | tuple[Any, ...], where: str) -> Selector:

@@ -213,7 +213,9 @@ def _rates(
     """Yields the learning rates that an update applied, by group; 0 where all is frozen."""
     if isinstance(part, ObjectPart):
         # Asked of the state inside: a wrapper may count other updates than we do.
-        yield from _known(part, slots[part.label]).items()
+        trains = not part.group.paths.isdisjoint(phase.trained)
+        for name, rate in _known(part, slots[part.label]).items():
+            yield name, rate if trains else jnp.zeros_like(rate)
         return
     for name, group in part.groups.items():
         trained = {phase.trained[path] for path in group.paths if path in phase.trained}

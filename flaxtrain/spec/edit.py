@@ -9,6 +9,7 @@ from flaxtrain.optim import NAMED
 from flaxtrain.spec.assignment import DEFAULT, Assignment
 from flaxtrain.spec.hyperparameters import SPEC_NUMBERS
 from flaxtrain.spec.opt_spec import OptSpec
+from flaxtrain.spec.parts import shared_numbers
 from flaxtrain.spec.state import OptState
 from flaxtrain.typing import ArrayLike
 
@@ -33,7 +34,8 @@ def set_hyperparameters(
     Args:
         state: a `TrainState`, or the `OptState` of what `build` made.
         tx: what `build` made; not needed for a `TrainState`.
-        group: the name of the group.
+        group: the name of the group. A method that treats all parameters together
+            (`noisy_sgd`) has its own numbers only once: they change for all of its groups.
         **values: the new values: `learning_rate`, `weight_decay`, `clip_norm`, or a
             hyperparameter of the optimizer. The `clip_norm` of the group `"default"` is that of
             the whole gradient.
@@ -72,10 +74,21 @@ def set_hyperparameters(
                 "hyperparameter", name, about.hyperparameters.numbers, where=where
             )
         about.hyperparameters.check_editable(name, where=where)
+    for name, value in values.items():
+        if value is None or callable(value):
+            raise ArgumentTypeError(
+                f"{name}={value!r} is a {type(value).__name__}, not a number",
+                where=where,
+                fix="pass a number; schedules, and what is off, are said in the spec",
+            )
     about.spec.replace(**values)  # checks the ranges
-    own = dict(inner.hyperparams[group])
-    own |= {n: about.hyperparameters.value(n, v, where=where) for n, v in values.items()}
-    edited = inner._replace(hyperparams={**inner.hyperparams, group: own})
+    new = {n: about.hyperparameters.value(n, v, where=where) for n, v in values.items()}
+    table = {**inner.hyperparams, group: {**inner.hyperparams[group], **new}}
+    shared = {name: value for name, value in new.items() if name in shared_numbers(about)}
+    for other in assignment.groups:
+        if shared and other.spec.name == about.spec.name:
+            table[other.name] = {**table[other.name], **shared}
+    edited = inner._replace(hyperparams=table)
     result: Any = edited if inner is state else _with(state, edited)
     return result
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from flaxtrain.checks import check_choice
+from flaxtrain.checks import answering, check_choice
 from flaxtrain.durations import DurationLike, Horizon, parse, to_steps
 from flaxtrain.errors import ArgumentError
 from flaxtrain.params import SelectorLike
-from flaxtrain.spec.declaration import Declaration, as_choice
+from flaxtrain.spec.declaration import Declaration, as_choice, plain
 
 __all__ = ["Freeze"]
 
@@ -41,7 +41,8 @@ class Freeze(Declaration):
             by held statistics) or as in training (`"train"`).
         slots: for a freeze that starts within the run: whether the optimizer's slots are
             dropped, or kept for the time after. It has to be said then. An optimizer object
-            can't keep them, and it counts its own updates: what thaws begins there.
+            can't keep them, and what thaws beside others of one object is refused: it needs a
+            group of its own.
         rewarm: after thawing, the learning rate of these parameters rises linearly to its value
             for so long.
 
@@ -66,6 +67,7 @@ class Freeze(Declaration):
     slots: Literal["drop", "keep"] | None
     rewarm: DurationLike
 
+    @answering
     def __init__(
         self,
         select: SelectorLike,
@@ -97,14 +99,14 @@ class Freeze(Declaration):
                 )
         self._set(
             select=select,
-            until=until,
-            start=start,
-            every=every,
+            until=plain(until),
+            start=plain(start),
+            every=plain(every),
             order=order,
             stats=stats,
             mode=mode,
             slots=slots,
-            rewarm=rewarm,
+            rewarm=plain(rewarm),
         )
         self._check_combination(where)
 

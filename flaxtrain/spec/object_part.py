@@ -17,7 +17,7 @@ from flaxtrain.spec.applied import rates_of
 from flaxtrain.spec.assignment import AssignedGroup, Assignment
 from flaxtrain.spec.hyperparameters import Numbers
 from flaxtrain.spec.phases import Phase
-from flaxtrain.tree import Path, flatten, unflatten
+from flaxtrain.tree import Path, flatten, path_name, unflatten
 from flaxtrain.typing import Array
 
 # Nothing here is public: `build` is.
@@ -81,6 +81,7 @@ class ObjectPart:
         """
         self._check_resolved()
         self._check_own_rate(assignment)
+        self._check_one_age(assignment)
         for phase in assignment.phases:
             self._check_prunes(assignment, phase)
 
@@ -98,11 +99,9 @@ class ObjectPart:
         trained = [
             p.trained[path] for p in assignment.phases for path in paths & p.trained.keys()
         ]
-        frozen = [p.frozen[path] for p in assignment.phases for path in paths & p.frozen.keys()]
         refused = {
             "layer_decay": any(np.any(assignment.params[p].scale != 1.0) for p in paths),
             "Freeze(rewarm=...)": any(activity.rewarm for activity in trained),
-            "Freeze(slots='keep')": any(how.keeps_slots for how in frozen),
         }
         for name, is_used in refused.items():
             if is_used:
@@ -112,6 +111,24 @@ class ObjectPart:
                     where=f"group {self.label!r}",
                     fix="pass the optimizer of that group by name",
                 )
+
+    def _check_one_age(self, assignment: Assignment) -> None:
+        """An object has one count: what thaws beside what is trained would start too old."""
+        before: set[Path] = set()
+        for phase in assignment.phases:
+            trained = self.group.paths & phase.trained.keys()
+            last = assignment.phases[max(0, phase.index - 1)]
+            thaws = trained - last.trained.keys()
+            if before and thaws:
+                raise ArgumentError(
+                    f"{path_name(min(thaws))!r} thaws at step {phase.start}, and the optimizer "
+                    "object has counted updates by then: its first updates would be up to "
+                    "three times too large",
+                    where=f"group {self.label!r}",
+                    fix="pass the optimizer by name, or put what thaws into a group with an "
+                    "object of its own",
+                )
+            before |= trained
 
     def _check_prunes(self, assignment: Assignment, phase: Phase) -> None:
         """Tries the object on the part of the params that it will see, by shapes only."""

@@ -23,7 +23,7 @@ from flaxtrain.optim.sgd import GradientDescent
 from flaxtrain.optim.stages import Lane, Place, Stage, init_stages, slot_names, update_stages
 from flaxtrain.optim.transform import same_value
 from flaxtrain.optim.trust_ratio import TrustRatio
-from flaxtrain.spec.assignment import AssignedGroup, AssignedParam, Assignment
+from flaxtrain.spec.assignment import DEFAULT, AssignedGroup, AssignedParam, Assignment
 from flaxtrain.spec.hyperparameters import Numbers, Value, in_dtype
 from flaxtrain.spec.object_part import Leaves, ObjectPart
 from flaxtrain.spec.phases import Activity, Phase
@@ -63,8 +63,8 @@ class NamedPart:
 
     @property
     def label(self) -> str:
-        """The name of the first group."""
-        return next(iter(self.groups))
+        """`"default"` if that group is among them, else the name of the first one."""
+        return DEFAULT if DEFAULT in self.groups else next(iter(self.groups))
 
     def init(self, leaves: Leaves) -> dict[str, Any]:
         """Returns the slots before the first update: by name, nested dicts like the params."""
@@ -216,6 +216,13 @@ def _part(groups: dict[str, AssignedGroup], assignment: Assignment) -> Part:
                     fix="leave them out",
                 )
     return NamedPart(groups, assignment.params)
+
+
+def shared_numbers(group: AssignedGroup) -> tuple[str, ...]:
+    """Returns the hyperparameters that an optimizer has once for all of its groups."""
+    if group.spec.name is None or not any(map(_is_whole, _initial_stages(group))):
+        return ()
+    return NAMED[group.spec.name].hyperparameters
 
 
 def _is_whole(stage: Stage) -> bool:

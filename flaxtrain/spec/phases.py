@@ -12,6 +12,7 @@ parameter whose slots have seen `age` updates by then is at its update number
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ def phases_of(
     steps = {0}
     for rows in intervals.values():
         steps |= {i.start for i in rows} | {i.stop for i in rows if i.stop is not None}
-    starts = sorted(steps)
+    starts = _changes(sorted(steps), intervals)
     history: dict[Path, Activity] = {}
     phases: list[Phase] = []
     for index, start in enumerate(starts):
@@ -120,6 +121,17 @@ def phases_of(
         _check_trains(phase, facts)
         phases.append(phase)
     return tuple(phases)
+
+
+def _changes(steps: Sequence[int], intervals: Mapping[Path, Sequence[_Interval]]) -> list[int]:
+    """Returns the steps at which something changes: one rule may take over from another."""
+
+    def said(step: int) -> dict[Path, Any]:
+        in_force = _rules_at(step, intervals)
+        return {path: (r.stats, r.mode, r.slots) for path, r in in_force.items()}
+
+    pairs = itertools.pairwise(steps)
+    return [*steps[:1], *(step for before, step in pairs if said(before) != said(step))]
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:

@@ -23,7 +23,8 @@ class OptState(NamedTuple):
             edits them. The `clip_norm` of the whole gradient is that of the group `"default"`.
         slots: for a named optimizer, a tree like the trained parameters for each slot, by the
             slot's name; for an object, the object's own state. Where groups have different
-            optimizers, a dict of those, by the name of the first group that has it.
+            optimizers, a dict of those, by the name of a group that has it:
+            `"default"` if that one does, else the first.
     """
 
     count: Any  # an Array; `count` is also a method of tuple

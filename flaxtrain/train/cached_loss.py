@@ -15,7 +15,12 @@ _FEATURES, _BATCH = "flaxtrain/frozen_features", "flaxtrain/batch"
 
 
 def joined(batch: Batch, features: Sequence[Any]) -> dict[str, Any]:
-    """Returns a batch that carries its features; a dict keeps its entries, and its weights."""
+    """Returns a batch that carries its features; a dict keeps its entries, and its weights.
+
+    Example:
+        >>> joined({"label": 3}, ["the features"])
+        {'label': 3, 'flaxtrain/frozen_features': ('the features',)}
+    """
     entries = batch if isinstance(batch, Mapping) else {_BATCH: batch}
     return {**entries, _FEATURES: tuple(features)}
 

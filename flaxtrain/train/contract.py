@@ -36,7 +36,8 @@ STEP_METRICS = (
     "learning_rate",
     "weight_decay",
 )
-"""Names that the step itself reports; of several groups also with `/` and the group's name."""
+"""Names that the step itself reports; of several groups all but `loss` also with `/` and the
+group's name."""
 
 
 @jax.tree_util.register_dataclass
@@ -128,7 +129,8 @@ def _check_names(metrics: Mapping[Any, Any], allowed: tuple[str, ...]) -> None:
                 where="loss_fn",
                 fix="name metrics with strings",
             )
-        if name.partition("/")[0] in STEP_METRICS and name not in allowed:
+        own = name in STEP_METRICS or name.partition("/")[0] in STEP_METRICS[1:]
+        if own and name not in allowed:
             raise LossError(
                 f"metric name {name!r} is one that the step itself reports",
                 where="loss_fn",

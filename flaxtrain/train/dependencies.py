@@ -7,7 +7,9 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from jax.extend.core import JaxprEqn, Literal, jaxprs_in_params
+from jax.extend.core import Literal
+
+from flaxtrain.params.dataflow import called_jaxpr
 
 __all__ = ["dependencies"]
 
@@ -40,18 +42,8 @@ def dependencies(jaxpr: Any, ins: Sequence[int]) -> list[int]:
 
     for equation in jaxpr.eqns:
         masks = [of(variable) for variable in equation.invars]
-        inner = _called(equation)
+        inner = None if equation.primitive.name in _LOOPS else called_jaxpr(equation)
         mixed = [reduce(or_, masks, 0)] * len(equation.outvars)
         outs = mixed if inner is None else dependencies(inner, masks)
         known.update(zip(equation.outvars, outs, strict=True))
     return [of(variable) for variable in jaxpr.outvars]
-
-
-def _called(equation: JaxprEqn) -> Any | None:
-    """Returns the jaxpr that an equation calls once with its own inputs (jit, remat, ...)."""
-    inner = list(jaxprs_in_params(equation.params))
-    if len(inner) != 1 or equation.primitive.name in _LOOPS:
-        return None
-    jaxpr = getattr(inner[0], "jaxpr", inner[0])
-    fits = len(jaxpr.invars) == len(equation.invars)
-    return jaxpr if fits and len(jaxpr.outvars) == len(equation.outvars) else None

@@ -13,7 +13,15 @@ import numpy as np
 # Nothing here is public: `FrozenModules` is.
 __all__ = []
 
-EVALUATION = {"train": False, "training": False, "is_training": False, "deterministic": True}
+TRAIN_FLAGS: Mapping[str, bool] = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+}
+"""Arguments that switch between training and evaluation, with their value in training."""
+
+EVALUATION: Mapping[str, bool] = {name: not value for name, value in TRAIN_FLAGS.items()}
 """The values of `TRAIN_FLAGS` in evaluation."""
 
 

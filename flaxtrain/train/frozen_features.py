@@ -128,7 +128,7 @@ def features_of(
     )
 
 
-_borders: WeakKeyDictionary[Recipe, FrozenFeatures | None] = WeakKeyDictionary()
+_borders: WeakKeyDictionary[Recipe, dict[bool, FrozenFeatures | None]] = WeakKeyDictionary()
 
 
 def separated(recipe: Recipe, masked: bool) -> Calls:
@@ -143,12 +143,13 @@ def separated(recipe: Recipe, masked: bool) -> Calls:
     """
     if not recipe.frozen.modules or isinstance(recipe.loss_fn, CachedLoss):
         return AS_THEY_COME
-    if recipe not in _borders:
+    known = _borders.setdefault(recipe, {})
+    if masked not in known:
         try:
-            _borders[recipe] = frozen_features(recipe, masked)
+            known[masked] = frozen_features(recipe, masked)
         except FlaxtrainError:
-            _borders[recipe] = None
-    border = _borders[recipe]
+            known[masked] = None
+    border = known[masked]
     return AS_THEY_COME if border is None else SeparateCalls(border)
 
 

@@ -28,6 +28,7 @@ from flax.core import freeze
 from flaxtrain.checks import check_choice
 from flaxtrain.errors import ParameterError
 from flaxtrain.params import Facts, ParamFact
+from flaxtrain.spec.freeze import MODES, STATS
 from flaxtrain.train.flags import EVALUATION, force_attributes, forced_arguments
 from flaxtrain.tree import Path, path_name
 from flaxtrain.typing import Collections, Key
@@ -64,8 +65,8 @@ class FrozenModule:
 
     def __post_init__(self) -> None:
         where = f"the frozen module {path_name(self.path)!r}"
-        check_choice("stats", self.stats, ("hold", "update"), where=where)
-        check_choice("mode", self.mode, ("eval", "train"), where=where)
+        check_choice("stats", self.stats, STATS, where=where)
+        check_choice("mode", self.mode, MODES, where=where)
 
     def covers(self, path: Path) -> bool:
         """Returns whether the module, or variable, at `path` is this one or inside it."""

@@ -13,20 +13,13 @@ import jax
 from flax.errors import InvalidRngError, ScopeParamNotFoundError, ScopeParamShapeError
 
 from flaxtrain.errors import ModelError
+from flaxtrain.train.flags import TRAIN_FLAGS
 from flaxtrain.train.frozen_calls import AS_THEY_COME, Calls
 from flaxtrain.train.frozen_modules import NOTHING_FROZEN, FrozenModules
 from flaxtrain.train.row_mask import row_mask
 from flaxtrain.typing import Array, Collections, Key, Params
 
-__all__ = ["TRAIN_FLAGS", "BoundModel", "call_arguments", "fold_key"]
-
-TRAIN_FLAGS: Mapping[str, bool] = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-}
-"""Arguments that switch between training and evaluation, with their value in training."""
+__all__ = ["BoundModel", "call_arguments", "fold_key"]
 
 
 def call_arguments(module: nn.Module, method: str = "__call__") -> tuple[str, ...]:

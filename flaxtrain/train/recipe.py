@@ -97,7 +97,8 @@ class Recipe:
         """Returns the recipe for batches that carry features: always the same object."""
         known, key = self._with_features, (self.phase.index, features)
         if key not in known:
-            known[key] = replace(self, loss_fn=CachedLoss(self.loss_fn, features))
+            loss_fn = CachedLoss(self.loss_fn, features)
+            known[key] = replace(self, loss_fn=loss_fn, _by_phase={}, _with_features={})
         return known[key]
 
     def enter(self, state: TrainState) -> TrainState:

@@ -133,10 +133,14 @@ class TrainState(struct.PyTreeNode):
         update = with_extra_args(self.tx).update
         updates, opt_state = update(grads, self.opt_state, trainable, **extra_args)
         params = apply_updates(trainable, updates)
+        if frozen:
+            # Kept in its own kind of tree: params may be a FrozenDict.
+            leaves = jax.tree.leaves(graft(params, frozen))
+            params = jax.tree.unflatten(jax.tree.structure(self.params), leaves)
         return (
             self.replace(
                 step=self.step + 1,
-                params=graft(params, frozen) if frozen else params,
+                params=params,
                 opt_state=opt_state,
             ),
             updates,

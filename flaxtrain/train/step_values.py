@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from flaxtrain.spec import Assignment, OptState
 from flaxtrain.train.state import TrainState
 from flaxtrain.tree import Path, flatten, global_norm, split, widened
@@ -58,8 +60,11 @@ def _numbers(assignment: Assignment, state: TrainState) -> dict[str, Any]:
     rates = {name: rate for name, rate in state.learning_rates.items() if rate is not None}
     decays: dict[str, Any] = {}
     if isinstance(state.opt_state, OptState):
+        trained = frozenset(flatten(state.split_params()[0]))
         decays = {
             group.name: state.opt_state.hyperparams[group.name]["weight_decay"]
+            if any(assignment.params[path].decays for path in group.paths & trained)
+            else jnp.zeros((), jnp.float32)
             for group in assignment.groups
             if group.paths and "weight_decay" in group.hyperparameters.numbers
         }

@@ -14,7 +14,16 @@ import jax
 
 from flaxtrain.typing import PyTree
 
-__all__ = ["Path", "flatten", "is_none", "key_of", "named_leaves", "path_name", "unflatten"]
+__all__ = [
+    "Path",
+    "flatten",
+    "is_none",
+    "key_of",
+    "keys_of",
+    "named_leaves",
+    "path_name",
+    "unflatten",
+]
 
 Path = tuple[str, ...]
 """The keys from the root of a tree to a leaf."""
@@ -44,6 +53,26 @@ def path_name(path: tuple[Any, ...]) -> str:
     """
     keys = (entry if isinstance(entry, str) else key_of(entry) for entry in path)
     return "/".join(key.replace("\\", "\\\\").replace("/", "\\/") for key in keys)
+
+
+def keys_of(name: str) -> Path:
+    r"""Returns the keys of a path's string form; inverse of `path_name`.
+
+    The empty string has one key, which is empty.
+
+    Example:
+        >>> keys_of(r"wn/Dense_0\/kernel"), keys_of("head//kernel")
+        (('wn', 'Dense_0/kernel'), ('head', '', 'kernel'))
+    """
+    keys, current = [], ""
+    characters = iter(name)
+    for character in characters:
+        if character == "/":
+            keys.append(current)
+            current = ""
+        else:
+            current += next(characters, character) if character == "\\" else character
+    return (*keys, current)
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:

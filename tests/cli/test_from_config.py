@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import placeholder
 
 import flaxtrain as ft
 from flaxtrain import errors, schedules
@@ -40,6 +41,31 @@ def test_a_spec_takes_all_arguments_from_the_config() -> None:
     expected = ft.OptSpec("adamw", 1e-3, b2=0.95, clip_norm=1.0)
     assert ft.spec_from_config(ConfigDict({"opt": opt})) == expected
     assert ft.spec_from_config(FrozenConfigDict({"opt": opt})) == expected
+
+
+def test_groups_and_freezes_of_a_config_are_data() -> None:
+    opt = {
+        **OPT,
+        "groups": ({"select": "head", "lr_mult": 2.0},),
+        "freeze": ("body", {"select": "stem", "until": "2ep"}),
+    }
+    spec = ft.spec_from_config(ConfigDict({"opt": opt}))
+    assert spec.groups == (ft.Group("head", lr_mult=2.0),)
+    assert spec.freeze == (ft.Freeze("body"), ft.Freeze("stem", until="2ep"))
+
+
+def test_a_config_says_where_weights_come_from_and_what_is_adapted() -> None:
+    wanted = config(
+        init_from={"source": "runs/before", "skip": ("head",)},
+        adapters={"select": "kernel", "rank": 1},
+    )
+    trainer, _ = ft.trainer_from_config(wanted)
+    assert trainer.init_from is not None
+    assert (trainer.init_from.source, trainer.init_from.skip) == ("runs/before", ("head",))
+    assert trainer.adapters == ft.LoRA("kernel", rank=1)
+    # A source that is left open means new weights.
+    open_, _ = ft.trainer_from_config(config(init_from={"source": placeholder(str)}))
+    assert open_.init_from is None and open_.adapters is None
 
 
 @pytest.mark.parametrize(
@@ -115,8 +141,22 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
         errors.UnknownNameError,
         """unknown config field 'log_evry'
   where: config.log_evry
-  fix:   did you mean 'log_every'? Known: batch_size, data, epochs, eval_every, log_every, """
-        "model, opt, schedule, seed, steps, task",
+  fix:   did you mean 'log_every'? Known: adapters, batch_size, data, epochs, eval_every, """
+        "init_from, log_every, model, opt, schedule, seed, steps, task",
+    ),
+    "misspelt argument of a source": (
+        lambda: ft.trainer_from_config(config(init_from={"source": "x", "skp": ("a",)})),
+        errors.UnknownNameError,
+        """unknown argument 'skp'
+  where: config.init_from
+  fix:   did you mean 'skip'? Known: dtype, rename, reshape, skip, source, strict""",
+    ),
+    "adapters of nothing": (
+        lambda: ft.trainer_from_config(config(adapters={"rank": 2})),
+        errors.ArgumentError,
+        """select is missing
+  where: config.adapters
+  fix:   write adapters={'select': '#kernel', 'rank': 4}""",
     ),
     "no opt": (
         lambda: ft.spec_from_config(ConfigDict({"task": "digits"})),

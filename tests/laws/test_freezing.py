@@ -161,7 +161,18 @@ def slots_of(state: Any, layer: str) -> dict[Any, Any]:
     }
 
 
-@pytest.mark.parametrize("name", NAMED)
+IN_EVERY_RUN = ("adafactor", "adamw", "lars", "noisy_sgd", "rprop", "shampoo")
+"""One optimizer of each kind: decay before, between and behind the rules, a state over all
+parameters, a state without parameters' shapes. The others are slow: each compiles two steps."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.slow)
+        for name in NAMED
+    ],
+)
 def test_the_training_step_keeps_frozen_parameters_and_held_statistics_bitwise(
     name: str,
 ) -> None:

@@ -400,9 +400,10 @@ def test_tensorboard_has_the_rates_and_decays_of_each_group_as_applied(whole: Wh
     frozen = {step: value for step, value in default.items() if step <= FIRST}
     assert set(frozen.values()) == {0.0}
     assert default[6] == default[9] == default[10] == np.float32(RATE)
-    for name in ("head", "default"):
-        decays = curve(whole, f"weight_decay/{name}")
-        assert set(decays.values()) == {np.float32(1e-4)}, "the default of adamw"
+    decays = {name: curve(whole, f"weight_decay/{name}") for name in ("head", "default")}
+    assert set(decays["head"].values()) == {np.float32(1e-4)}, "the default of adamw"
+    assert {value for step, value in decays["default"].items() if step <= FIRST} == {0.0}
+    assert decays["default"][6] == decays["default"][10] == np.float32(1e-4)
 
 
 def test_tensorboard_has_the_norms_of_each_group_over_what_is_trained(whole: Whole) -> None:
@@ -434,3 +435,33 @@ def test_tensorboard_has_the_norms_of_each_group_over_what_is_trained(whole: Who
 def test_no_row_of_metrics_mixes_two_phases(whole: Whole) -> None:
     steps = Counter(row["step"] for row in whole.result.history.train)
     assert set(steps) >= {FIRST, FIRST + EVERY} and set(steps.values()) == {1}
+
+
+def test_what_is_edited_at_a_step_that_is_saved_already_is_saved(tmp_path: Path) -> None:
+    def trainer() -> ft.Trainer:
+        plain = OptSpec("adamw", RATE, nonfinite="skip")
+        return ft.Trainer(Small(), plain, workdir=tmp_path, verbose=False)
+
+    first = trainer()
+    first.fit((X, LABEL), steps=2, batch_size=16)
+    first.state = set_hyperparameters(first.state, learning_rate=0.5)
+    bad = (np.full_like(X[:16], np.nan), LABEL[:16])
+    first.fit([bad], steps=1)  # rejected: the step stays, and so does the checkpoint's name
+    again = trainer()
+    again.fit((X, LABEL), steps=4, batch_size=16)
+    assert float(again.state.opt_state.hyperparams["default"]["learning_rate"]) == 0.5
+    assert int(again.state.counters.skipped) == 1
+
+
+def test_a_group_that_nothing_decays_reports_no_decay() -> None:
+    groups = [Group("**/bias", name="bias"), Group("a", name="a")]
+    run = ft.Trainer(
+        Small(), OptSpec("adamw", RATE, groups=groups, freeze=["a"]), verbose=False
+    )
+    row = run.fit((X, LABEL), steps=1, batch_size=16).history.train[-1]
+    decays = {name: value for name, value in row.items() if name.startswith("weight_decay")}
+    assert decays == {
+        "weight_decay/default": pytest.approx(1e-4),
+        "weight_decay/bias": 0.0,
+        "weight_decay/a": 0.0,
+    }

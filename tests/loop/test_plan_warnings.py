@@ -246,20 +246,6 @@ def test_nearly_everything_may_be_frozen() -> None:
     assert warned(sgd(freeze="~layers_1/bias")) == ()
 
 
-ADAM = ft.optim.adam(1e-3)
-
-
-def test_slots_that_begin_beside_older_ones_of_an_optimizer_object() -> None:
-    freeze = ft.Freeze("layers_0/**", until=10)
-    (text,) = warned(ft.OptSpec(ADAM, freeze=freeze))
-    assert text.startswith("group 'default' has an optimizer object, and parameters thaw at")
-    assert warned(ft.OptSpec(ADAM, freeze="layers_0/**")) == ()
-    assert warned(ft.OptSpec("adam", 1e-3, freeze=freeze)) == ()
-    # A group that thaws as a whole begins with a count of 0.
-    own = ft.Group("layers_0/**", optimizer=ADAM)
-    assert warned(ft.OptSpec("adam", 1e-3, groups=[own], freeze=freeze)) == ()
-
-
 def test_a_batch_that_could_not_be_padded() -> None:
     def loss(model: Any, batch: Any) -> Any:
         return jnp.mean(model(batch["x"]) ** 2)

@@ -298,7 +298,7 @@ def test_a_row_of_an_adapter_is_that_of_its_kernel_with_another_role() -> None:
         ("in", "layers", None, None),
         (None, "layers", "out", None),
     ]
-    changed = {"path", "shape", "local_shape", "partitioning", "role", "rule"}
+    changed = {"path", "shape", "local_shape", "partitioning", "role", "rule", "hidden"}
     for row in rows:
         assert (row.role, row.rule) == ("lora", "adapter of 'stack/fc/kernel'")
         assert unchanged(row, changed) == unchanged(kernel, changed)

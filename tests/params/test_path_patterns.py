@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from flaxtrain.params.path_patterns import PathPattern, keys_of_name, shown_name
-from flaxtrain.tree import path_name
+from flaxtrain.params.path_patterns import PathPattern, shown_name
 
 TABLE = [
     ("head", "params/head/kernel", True),
@@ -47,16 +46,6 @@ def test_a_key_that_holds_a_slash_is_one_segment() -> None:
     assert PathPattern(r"*/Dense_0\/kernel").matches(path)
     assert PathPattern("*/*").matches(path)
     assert not PathPattern("wn/Dense_0").matches(path)
-
-
-@pytest.mark.parametrize("path", [("a",), ("a/b", "c"), ("a\\", "b"), ("a\\/b", "/")])
-def test_keys_of_name_is_the_inverse_of_path_name(path: tuple[str, ...]) -> None:
-    assert keys_of_name(path_name(path)) == path
-
-
-@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b"])
-def test_a_name_with_an_empty_key_has_no_keys(name: str) -> None:
-    assert keys_of_name(name) is None
 
 
 def test_only_other_collections_are_shown() -> None:

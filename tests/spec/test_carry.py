@@ -14,7 +14,7 @@ from flaxtrain.spec import Freeze, Group, OptSpec, OptState, assign, carried, ch
 
 PARAMS = {"a": {"w": jnp.ones((2, 3))}, "b": {"w": jnp.ones((2, 3))}}
 FACTS = facts_from(lambda extra: {"params": PARAMS})
-LATE = Freeze("a/**", until=5)
+LATE = Freeze("a/**", start=5, slots="drop")
 
 
 def state_of(count: int, rates: Any, numbers: Any, slots: Any) -> OptState:

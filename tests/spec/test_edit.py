@@ -132,3 +132,29 @@ def test_states_that_no_spec_made_are_refused(make: Callable[[], Any]) -> None:
     state, tx = make()
     with pytest.raises(ArgumentTypeError, match="was not built from a spec"):
         set_hyperparameters(state, tx, learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"weight_decay": None},
+        {"clip_norm": linear_schedule(1.0, 2.0, 5)},
+        {"b1": lambda c: 0.1},
+    ],
+    ids=["none", "schedule", "function"],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_only_numbers_can_be_edited(values: Any) -> None:
+    tx = built()
+    with pytest.raises(ArgumentTypeError, match="not a number"):
+        set_hyperparameters(tx.init(draw(0)), tx, **values)
+
+
+@pytest.mark.parametrize("group", ["default", "head"])
+def test_numbers_that_a_method_has_only_once_change_for_all_of_its_groups(group: str) -> None:
+    tx = built(OptSpec("noisy_sgd", 0.1, eta=0.01, groups=[Group("head", lr_mult=2.0)]))
+    state = set_hyperparameters(tx.init(draw(0)), tx, group=group, eta=100.0)
+    assert {float(numbers["eta"]) for numbers in state.hyperparams.values()} == {100.0}
+    updates, _ = jax.jit(tx.update)(draw(1), state, draw(0))
+    # Noise of variance 100 is added everywhere, to gradients of about 1.
+    assert all(float(jnp.std(leaf)) > 0.3 for leaf in jax.tree.leaves(updates))

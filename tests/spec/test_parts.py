@@ -54,6 +54,14 @@ def test_regrouping_keeps_the_structure_of_the_slots(name: str) -> None:
     assert set(states[2].hyperparams) == {"bias", "body", "embed", "default"}
 
 
+def test_regrouping_keeps_it_also_beside_another_optimizer() -> None:
+    matrices = Group("#kernel", name="matrices", optimizer="shampoo")
+    groupings = ([matrices], [matrices, Group("head", lr_mult=10.0)])
+    states = [state_of("adamw", 0.1, groups=groups) for groups in groupings]
+    assert [set(state.slots) for state in states] == [{"matrices", "default"}] * 2
+    assert len({jax.tree.structure(state.slots) for state in states}) == 1
+
+
 def test_groups_with_the_numbers_of_the_rest_change_no_bit() -> None:
     params, grads = draw(0), gradients(STEPS)
     whole, _, _ = run(built("adamw", 1e-2, weight_decay=0.1), params, grads)

@@ -84,12 +84,13 @@ def test_a_parameter_is_frozen_while_any_rule_says_so() -> None:
         Freeze("body/kernel", 20, start=5, slots="keep", mode="train"),
     ]
     phases = phases_of(rules, net_facts())
-    assert spans(phases) == [(0, 5), (5, 10), (10, 20), (20, None)]
-    assert [BODY in phase.trained for phase in phases] == [False, False, False, True]
-    assert phases[1].frozen[BODY] == Frozen("update", "eval", False)  # the first one that holds
-    assert phases[2].frozen[BODY] == Frozen("hold", "train", False)  # it had no slots to keep
-    assert ("body", "bias") in phases[2].trained
-    assert phases[3].trained[BODY] == Activity(0, 20, 0)
+    # At step 5 a second rule begins, and the first one that holds goes on deciding.
+    assert spans(phases) == [(0, 10), (10, 20), (20, None)]
+    assert [BODY in phase.trained for phase in phases] == [False, False, True]
+    assert phases[0].frozen[BODY] == Frozen("update", "eval", False)
+    assert phases[1].frozen[BODY] == Frozen("hold", "train", False)  # it had no slots to keep
+    assert ("body", "bias") in phases[1].trained
+    assert phases[2].trained[BODY] == Activity(0, 20, 0)
 
 
 def test_what_is_no_float_is_never_trained_and_its_module_is_left_alone() -> None:
@@ -115,3 +116,12 @@ def test_everything_frozen_and_selectors_without_a_match_are_refused() -> None:
 
 def test_a_model_without_parameters_has_one_phase() -> None:
     assert len(phases_of((), Facts(()))) == 1
+
+
+def test_a_rule_that_takes_over_from_an_equal_one_begins_no_phase() -> None:
+    rules = [Freeze("body", until=5), Freeze("body", until=9), Freeze("embed", until=9)]
+    assert spans(phases_of(rules, net_facts())) == [(0, 9), (9, None)]
+    other = [Freeze("body", until=5), Freeze("body", until=9, mode="train")]
+    phases = phases_of(other, net_facts())
+    assert [phase.frozen[BODY].mode for phase in phases[:2]] == ["eval", "train"]
+    assert phases[2].trained[HEAD].age == 9

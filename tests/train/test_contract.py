@@ -145,6 +145,13 @@ def test_a_broken_contract_is_refused(use: str) -> None:
     assert caught.value.where == "loss_fn" and caught.value.fix
 
 
+def test_a_part_of_the_loss_may_be_named_after_it_but_no_group_of_a_norm() -> None:
+    result = output(lambda m, b: (per_example(m, b), {"loss/kl": per_example(m, b)}))
+    assert "loss/kl" in result.metrics
+    with pytest.raises(errors.LossError, match="'grad_norm/head' is one that the step"):
+        output(lambda m, b: (per_example(m, b), {"grad_norm/head": per_example(m, b)}))
+
+
 def test_a_key_error_of_the_loss_function_names_the_keys_that_are_there() -> None:
     with pytest.raises(errors.MissingKeyError, match="KeyError: 'X'") as caught:
         output(lambda m, b: b["X"])

@@ -7,9 +7,7 @@ from typing import Any
 import flax.linen as nn
 import pytest
 
-from flaxtrain.train.flags import EVALUATION
 from flaxtrain.train.frozen_modules import FrozenModule, FrozenModules
-from flaxtrain.train.model import TRAIN_FLAGS
 from tests.train.frozen_models import (
     ENCODERS,
     AskingForStreams,
@@ -63,7 +61,3 @@ def test_the_users_module_stays_as_it_is() -> None:
     assert model.inner is inner
     assert inner.train is True
     assert not same(outputs, train(model, start(model), steps=1)[0])
-
-
-def test_the_flags_are_the_train_flags() -> None:
-    assert {name: not value for name, value in TRAIN_FLAGS.items()} == EVALUATION

@@ -241,11 +241,6 @@ REFUSED: dict[str, tuple[Body, dict[str, Any], str]] = {
         {"freeze": IN_TRAINING},
         r"the output of the frozen module 'encoder' \(mode='train'\) depends on random numbers",
     ),
-    "statistics of the batch": (
-        encoded(norm),
-        {"freeze": IN_TRAINING},
-        r"\(stats='hold', mode='train'\) writes to the collection 'batch_stats'",
-    ),
     "statistics updated": (
         encoded(norm),
         {"freeze": ft.Freeze("encoder/**", stats="update")},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -129,3 +130,13 @@ def test_gradients_of_another_structure_are_refused() -> None:
     state = created(ft.optim.sgd(0.1))
     with pytest.raises((ValueError, TypeError, KeyError)):
         state.apply_gradients(grads={"a": GRADS["a"]})
+
+
+def test_params_stay_the_kind_of_tree_that_they_are() -> None:
+    params = flax.core.freeze({"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}})
+    state = ft.TrainState.create(
+        apply_fn=None, params=params, tx=ft.optim.sgd(0.1), trainable=frozenset({("a", "w")})
+    )
+    after = state.apply_gradients(grads=params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert float(after.params["a"]["w"][0]) < 1.0 == float(after.params["b"]["w"][0])
