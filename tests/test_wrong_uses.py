@@ -42,7 +42,7 @@ LABEL = (np.arange(12) % 3).astype(np.int32)
 DATA = {"x": X, "label": LABEL}
 SPEC = ft.OptSpec("sgd", learning_rate=0.1)
 NAN = float("nan")
-ADAM = "b1, b2, clip_norm, decay, eps, eps_root, learning_rate, mu_dtype, nesterov, nonfinite, weight_decay"
+ADAM = "b1, b2, clip_norm, decay, decay_to, eps, eps_root, freeze, groups, layer_decay, learning_rate, mu_dtype, nesterov, nonfinite, weight_decay"
 DURATIONS = "'500' or '500st' (steps), '10ep' (epochs), '5%' (of the run), '1M ex' (examples)"
 
 
@@ -240,7 +240,7 @@ SPECS = {
         errors.UnknownNameError,
         """unknown decay preset 'kernel'
   where: OptSpec('adamw')
-  fix:   did you mean 'kernels'? Known: all, kernels, ndim""",
+  fix:   did you mean 'kernels'? Known: all, big_vision, hf, kernels, levanter, ndim, timm""",
     ),
     "decay of another structure": Row(
         lambda make: make(
@@ -650,7 +650,7 @@ LOSSES = {
         errors.LossError,
         """metric name 'loss' is one that the step itself reports
   where: loss_fn
-  fix:   choose another name than loss, grad_norm, update_norm, param_norm, learning_rate""",
+  fix:   choose another name than loss, grad_norm, update_norm, param_norm, learning_rate, weight_decay""",
     ),
     "metric of the wrong shape": Row(
         lambda make: make(loss=with_metric("top", lambda logits: logits)).fit([DATA]),
@@ -757,7 +757,7 @@ CONFIGS = {
         errors.UnknownNameError,
         """unknown config field 'epoch'
   where: config.epoch
-  fix:   did you mean 'epochs'? Known: batch_size, data, epochs, eval_every, log_every, model, opt, schedule, seed, steps, task""",
+  fix:   did you mean 'epochs'? Known: adapters, batch_size, data, epochs, eval_every, init_from, log_every, model, opt, schedule, seed, steps, task""",
     ),
     "unknown schedule": Row(
         lambda _: ft.spec_from_config(config(schedule={"schedule": "cosin"})),

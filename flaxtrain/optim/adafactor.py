@@ -129,7 +129,7 @@ def scale_by_param_block_rms(min_scale: ArrayLike = 1e-3) -> GradientTransformat
 def adafactor_stages(
     min_dim_size_to_factor: int = 128,
     decay_rate: ArrayLike = 0.8,
-    decay_offset: int = 0,
+    decay_offset: ArrayLike = 0,
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: ArrayLike | None = 1.0,
     momentum: ArrayLike | None = None,
@@ -244,9 +244,8 @@ def adafactor(
     other = None if is_default else dtype_momentum
     check_dtype("state_dtype", state_dtype, where="adafactor", instead_of=other)
     parts: list[GradientTransformation] = []
-    offset: Any = decay_offset  # a number may be traced here, and only a spec needs an integer
     for stage in adafactor_stages(
-        *(min_dim_size_to_factor, decay_rate, offset, multiply_by_parameter_scale),
+        *(min_dim_size_to_factor, decay_rate, decay_offset, multiply_by_parameter_scale),
         *(clipping_threshold, momentum, dtype_momentum, eps, factored),
     ):
         if stage is RATE and learning_rate is not None:

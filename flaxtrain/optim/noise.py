@@ -9,7 +9,7 @@ For t = 1, 2, ..., independently in every entry:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,6 @@ from flaxtrain.optim.transform import GradientTransformation, answering, named
 from flaxtrain.typing import Array, ArrayLike, Key, OptState, Params, Schedule, Updates
 
 __all__ = ["AddNoiseState", "add_noise", "noisy_sgd", "noisy_sgd_stages"]
-
-Seed: TypeAlias = ArrayLike
-"""An integer or a key; not a number that could follow a schedule."""
 
 
 class AddNoiseState(NamedTuple):
@@ -138,7 +135,7 @@ def _key(key: Any) -> Key:
 def noisy_sgd_stages(
     eta: ArrayLike = 0.01,
     gamma: ArrayLike = 0.55,
-    key: Seed | None = None,
+    key: ArrayLike | None = None,
     *,
     seed: int | None = None,
 ) -> tuple[Stage, ...]:

@@ -60,6 +60,7 @@ class NamedOptimizer:
             and mask), checks them, and answers a misspelt one with the nearest.
         weight_decay: the factory's default; 0.0 where it has no such argument.
         doc: one line.
+        fixed: hyperparameters that look like numbers and are none: a key, an offset of counts.
 
     Example:
         >>> NAMED["adamw"].weight_decay, NAMED["adamw"].stages(0.1, b1=0.8)[0].b1
@@ -73,6 +74,7 @@ class NamedOptimizer:
     make: Callable[..., tuple[Stage, ...]]
     weight_decay: float
     doc: str
+    fixed: tuple[str, ...] = ()
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -120,17 +122,17 @@ def _then_decay(rule: Callable[..., Rule]) -> Callable[..., tuple[Stage, ...]]:
     return stages
 
 
-def _entry(factory: Any, make: Callable[..., tuple[Stage, ...]]) -> NamedOptimizer:
+def _entry(factory: Any, make: Callable[..., tuple[Stage, ...]], *fixed: str) -> NamedOptimizer:
     parameters = inspect.signature(factory).parameters
     decay = parameters["weight_decay"].default if "weight_decay" in parameters else None
     doc = (inspect.getdoc(factory) or "").splitlines()[0]
-    return NamedOptimizer(factory.__name__, factory, make, decay or 0.0, doc)
+    return NamedOptimizer(factory.__name__, factory, make, decay or 0.0, doc, fixed)
 
 
 _ENTRIES = (
     _entry(adabelief, _then_decay(adabelief_rule)),
     _entry(adadelta, adadelta_stages),
-    _entry(adafactor, adafactor_stages),
+    _entry(adafactor, adafactor_stages, "decay_offset"),
     _entry(adagrad, _then_decay(adagrad_rule)),
     _entry(adam, _then_decay(adam_rule)),
     _entry(adamax, _then_decay(adamax_rule)),
@@ -144,7 +146,7 @@ _ENTRIES = (
     _entry(lion, _then_decay(lion_rule)),
     _entry(nadam, _then_decay(nadam_rule)),
     _entry(nadamw, _then_decay(nadam_rule)),
-    _entry(noisy_sgd, noisy_sgd_stages),
+    _entry(noisy_sgd, noisy_sgd_stages, "key"),
     _entry(novograd, novograd_stages),
     _entry(optimistic_adam, optimistic_adam_stages),
     _entry(optimistic_adam_v2, optimistic_adam_v2_stages),

@@ -46,7 +46,7 @@ def adjustable(entry: NamedOptimizer) -> dict[str, bool]:
     annotations = {
         name: str(parameter.annotation)
         for name, parameter in inspect.signature(entry.make).parameters.items()
-        if name != "learning_rate"
+        if name not in ("learning_rate", *entry.fixed)
     }
     return {
         name: annotation == "Decay"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -58,9 +60,15 @@ def test_a_wrong_argument_raises(
 
 def test_it_is_traced_once() -> None:
     tx = optim.scale_by_distance_over_gradients()
-    update = jax.jit(tx.update)
+    traces = []
+
+    @jax.jit
+    def update(params: Any, state: Any) -> Any:
+        traces.append(1)
+        return tx.update(params, state, params)
+
     params = jnp.ones(3, jnp.bfloat16)
     state = tx.init(params)
     for _ in range(2):
-        _, state = update(params, state, params)
-    assert update._cache_size() == 1
+        _, state = update(params, state)
+    assert len(traces) == 1

@@ -379,8 +379,8 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
     ),
     "a misspelt field of a freeze": (
         data(freeze=[{"select": "head", "untill": 3}]),
-        UnknownNameError,
-        ("unknown field 'untill'", "did you mean 'until'?"),
+        ArgumentTypeError,
+        ("unexpected keyword argument 'untill'", "did you mean 'until'?"),
     ),
     "a misspelt field of a group": (
         data(groups=[{"select": "head", "lr_mul": 3}]),
