@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_flag",
     "check_integer",
     "check_number",
+    "floating_dtype",
     "is_concrete",
 ]
 
@@ -164,6 +166,40 @@ def check_choice(
         )
     if value not in choices:
         raise unknown_name(name, value, choices, where=where)
+
+
+def floating_dtype(
+    name: str, dtype: Any, *, allow_complex: bool = True, where: str | None = None
+) -> np.dtype[Any]:
+    """Returns what somebody passed as a dtype, and refuses all but floating ones.
+
+    Args:
+        name: the argument's name, for the message.
+        dtype: a dtype, its name, or a scalar type such as `jnp.bfloat16`.
+        allow_complex: whether complex dtypes will do.
+        where: the function or class that was called.
+
+    Raises:
+        ArgumentTypeError: it is none of these, integer or bool; or complex, where that is not
+            allowed.
+
+    Example:
+        >>> floating_dtype("mu_dtype", "bfloat16")
+        dtype(bfloat16)
+    """
+    try:
+        # numpy takes None for float64.
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    wanted = jnp.inexact if allow_complex else jnp.floating
+    if found is None or not jnp.issubdtype(found, wanted):
+        raise ArgumentTypeError(
+            f"{name}={dtype!r} is not a floating dtype",
+            where=where,
+            fix='pass a dtype such as jnp.float32 or "bfloat16"',
+        )
+    return found
 
 
 def answering(function: Callable[P, T]) -> Callable[P, T]:

@@ -60,6 +60,22 @@ def walk(
     return params, state, record
 
 
+def counted(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
+    """Returns the compiled function, and a list with an entry for every time it was traced.
+
+    jax's own number, `_cache_size`, is of a cache that all functions of the process share: an
+    entry is dropped when it is full, and then less is counted than was compiled.
+    """
+    traces: list[int] = []
+
+    @jax.jit
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        traces.append(1)
+        return function(*args, **kwargs)
+
+    return compiled, traces
+
+
 def at(grads: Any, index: int) -> Any:
     """Returns the gradients of one step."""
     return jax.tree.map(lambda leaf: leaf[index], grads)

@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "flaxtrain.errors": 0,
     "flaxtrain.typing": 0,
     "flaxtrain.checks": 0,
+    "flaxtrain.text": 0,
     "flaxtrain.durations": 0,
     "flaxtrain.tree": 0,
     "flaxtrain.schedules": 1,

@@ -201,7 +201,7 @@ SPECS = {
     "negative learning rate": Row(
         lambda _: ft.OptSpec("adam", learning_rate=-1),
         errors.ArgumentError,
-        """learning_rate=-1 is out of range
+        """learning_rate=-1.0 is out of range
   where: OptSpec('adam')
   fix:   pass a finite number in [0, inf)""",
     ),

@@ -35,7 +35,6 @@ from flaxtrain.typing import Params
 
 __all__ = ["load_adapters", "read_lora", "save_adapters"]
 
-_META = "lora"
 _WHERE = "save_adapters(path, params, adapters)"
 
 
@@ -92,7 +91,7 @@ def save_adapters(
     _check_params(params, _WHERE)
     learnt = split(params, adapters.trainable)[0]
     _check_complete(learnt, adapters)
-    return save(path, learnt, meta={_META: _described(adapters)}, overwrite=overwrite)
+    return save(path, learnt, meta={LORA: _described(adapters)}, overwrite=overwrite)
 
 
 def load_adapters(
@@ -133,7 +132,7 @@ def load_adapters(
     _check_params(params, "load_adapters(path, params)")
     if LORA in params:
         raise ParameterError(
-            "the params have something called 'lora' already",
+            f"the params have something called {LORA!r} already",
             where="load_adapters(path, params)",
             fix="take the adapters off first: base, _ = split_adapters(params)",
         )
@@ -158,7 +157,7 @@ def read_lora(path: str | os.PathLike[str]) -> LoRA:
         LoRA('attn/**', rank=2)
     """
     target = check_path(path)
-    meta = read_manifest(target).meta.get(_META)
+    meta = read_manifest(target).meta.get(LORA)
     if not isinstance(meta, Mapping):
         raise CheckpointError(
             "the checkpoint is not one of adapters",

@@ -25,7 +25,7 @@ from flaxtrain.checkpoint.storage import restore
 from flaxtrain.checkpoint.stored_arrays import read_plain
 from flaxtrain.errors import CheckpointError
 from flaxtrain.params import Restore, RestoreReport, apply_restore
-from flaxtrain.params.text_table import listed
+from flaxtrain.text import listed
 from flaxtrain.tree import flatten, unflatten
 from flaxtrain.typing import PyTree
 

@@ -24,7 +24,7 @@ from flaxtrain.checkpoint.leaves import decode
 from flaxtrain.checkpoint.manifest import FileRecord, Manifest
 from flaxtrain.checkpoint.named import name_keys
 from flaxtrain.errors import CheckpointError
-from flaxtrain.params.text_table import listed
+from flaxtrain.text import listed
 from flaxtrain.tree import unflatten
 from flaxtrain.typing import PyTree
 

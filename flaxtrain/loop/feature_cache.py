@@ -26,16 +26,16 @@ from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.row_check import check_rows
 from flaxtrain.loop.window import IN_FLIGHT
 from flaxtrain.parallel import compiled
-from flaxtrain.params import readable_bytes
+from flaxtrain.text import readable_bytes
 from flaxtrain.train import (
+    CACHE_FROZEN,
     FrozenFeatures,
     Recipe,
     TrainState,
+    batch_with_features,
     features_of,
     frozen_features,
-    joined,
 )
-from flaxtrain.train.frozen_calls import WHERE
 from flaxtrain.typing import Batch, HostTree
 
 __all__ = ["NO_CACHE", "FeatureCache", "NoCache", "feature_cache"]
@@ -158,7 +158,7 @@ class FeatureCache(NoCache):
         """Returns the batch joined with its features; the batch alone once they are dropped."""
         if self._filled is None or not isinstance(batch, FeaturedBatch):
             return batch.data
-        return joined(batch.data, batch.features)
+        return batch_with_features(batch.data, batch.features)
 
     def drop(self) -> None:
         """Frees the memory; batches that are on their way are used without their features."""
@@ -189,7 +189,7 @@ def feature_cache(wanted: bool, stream: Stream) -> NoCache:
         raise ArgumentError(
             "features are kept by the number of the example, and only arrays have one "
             f"({stream.description})",
-            where=WHERE,
+            where=CACHE_FROZEN,
             fix="pass arrays or ft.data.batches(arrays, batch_size), or leave cache_frozen out",
         )
     return FeatureCache(stream)

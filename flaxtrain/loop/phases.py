@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from flaxtrain.params.text_table import listed
 from flaxtrain.spec import Assignment, Phase
-from flaxtrain.tree import path_name
+from flaxtrain.text import listed
 
 __all__ = ["describe_phase"]
 
@@ -16,9 +15,7 @@ def describe_phase(assignment: Assignment, phase: Phase) -> str:
         assignment: the phases of the run.
         phase: one of them, not the first.
     """
-    before = assignment.phases[phase.index - 1]
-    thawed = [path_name(path) for path in phase.trained if path not in before.trained]
-    frozen = [path_name(path) for path in before.trained if path not in phase.trained]
+    thawed, frozen = assignment.changes(phase)
     changes = [
         f"{word} {len(names)} parameters ({listed(names, shown=3)})"
         for word, names in (("trains", thawed), ("freezes", frozen))

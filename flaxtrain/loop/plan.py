@@ -26,9 +26,9 @@ from flaxtrain.loop.plan_parts import (
 )
 from flaxtrain.loop.plan_tables import groups_table, layers_table, phases_table
 from flaxtrain.loop.plan_warnings import warnings_of
-from flaxtrain.params import Table, overview, preset_differences, readable_bytes
-from flaxtrain.params.text_table import TextTable, listed
+from flaxtrain.params import Table, overview, preset_differences
 from flaxtrain.spec import Assignment, OptSpec
+from flaxtrain.text import TextTable, listed, readable_bytes
 from flaxtrain.train import CollectionLoss, Recipe
 
 __all__ = ["Plan", "parameter_table", "spec_data", "spec_text"]
@@ -57,6 +57,7 @@ class Plan:
         spec: the optimizer spec, with all durations resolved.
         learning_rate: the spec's learning rate at the first, middle and last update, by update
             number; empty where only an optimizer object knows it.
+        start: where the first values come from, as sentences; empty where all are drawn.
         batch: shape and dtype of every leaf of a batch.
         notes: what was decided without being asked for.
         warnings: what looks wrong.
@@ -84,13 +85,19 @@ class Plan:
     loss: str
     spec: str
     learning_rate: AtUpdates
+    start: tuple[str, ...]
     batch: dict[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @classmethod
     def of(
-        cls, recipe: Recipe, stream: Stream, horizon: Horizon, notes: tuple[str, ...]
+        cls,
+        recipe: Recipe,
+        stream: Stream,
+        horizon: Horizon,
+        notes: tuple[str, ...],
+        start: tuple[str, ...] = (),
     ) -> Plan:
         """Makes the plan of a recipe on a data stream, by abstract evaluation only.
 
@@ -99,6 +106,7 @@ class Plan:
             stream: the data.
             horizon: the length of the run.
             notes: what was decided so far without being asked for.
+            start: where the first values come from.
         """
         assignment = recipe.assignment
         recipe = recipe.at(0)
@@ -123,6 +131,7 @@ class Plan:
             loss=_loss_name(recipe),
             spec=spec_text(recipe.spec),
             learning_rate=groups[-1].learning_rate,
+            start=start,
             batch={
                 jax.tree_util.keystr(
                     path, simple=True, separator="/"
@@ -178,6 +187,7 @@ class Plan:
         """Yields what isn't in a table: a word, and the line behind it."""
         total, length = self.horizon.total_steps, self.horizon.steps_per_epoch
         yield "loss", self.loss
+        yield from (("start", line) for line in self.start)
         yield "batch", ", ".join(f"{name} {form}" for name, form in self.batch.items())
         yield (
             "steps",

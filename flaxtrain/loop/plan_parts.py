@@ -13,7 +13,7 @@ import numpy as np
 
 from flaxtrain.durations import Horizon
 from flaxtrain.params import Facts, layers
-from flaxtrain.spec import AssignedGroup, AssignedParam, Assignment, Phase
+from flaxtrain.spec import AssignedGroup, AssignedParam, Assignment
 from flaxtrain.spec.applied import rates_of
 from flaxtrain.train import Recipe
 from flaxtrain.tree import Path, key_of, path_name, split
@@ -152,11 +152,10 @@ def planned_phases(recipe: Recipe, state: Any) -> tuple[PlannedPhase, ...]:
         state: shapes and dtypes of a state.
     """
     found: list[PlannedPhase] = []
-    before: Phase | None = None
     slots = _slots(recipe, state)
     for phase in recipe.assignment.phases:
         own = recipe.at(phase.start)
-        known = phase.trained if before is None else before.trained
+        changes = recipe.assignment.changes(phase)
         behaviour: dict[str, tuple[str, ...]] = {}
         for module in own.frozen.modules:
             words = _BEHAVIOUR[module.mode, module.stats]
@@ -168,12 +167,11 @@ def planned_phases(recipe: Recipe, state: Any) -> tuple[PlannedPhase, ...]:
                 parameters=len(phase.trained),
                 values=sum(recipe.facts[path].size for path in phase.trained),
                 slots=slots[phase.index],
-                thaws=tuple(path_name(path) for path in phase.trained if path not in known),
-                freezes=tuple(path_name(path) for path in known if path not in phase.trained),
+                thaws=changes.thaws,
+                freezes=changes.freezes,
                 frozen_modules=behaviour,
             )
         )
-        before = phase
     return tuple(found)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from flaxtrain.loop.plan_parts import AtUpdates, PlannedGroup, PlannedLayer, PlannedPhase
-from flaxtrain.params import readable_bytes
-from flaxtrain.params.text_table import TextTable, listed
+from flaxtrain.text import TextTable, listed, readable_bytes
 
 # Nothing here is public: `Plan` prints them.
 __all__ = []

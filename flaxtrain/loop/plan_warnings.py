@@ -12,9 +12,9 @@ from flaxtrain.durations import Horizon
 from flaxtrain.loop.courses import course_of
 from flaxtrain.loop.plan_parts import range_text, rate_of
 from flaxtrain.params import ParamFact, select
-from flaxtrain.params.text_table import listed
 from flaxtrain.spec import Assignment, LayerDecay
 from flaxtrain.spec.assignment import is_zero
+from flaxtrain.text import listed
 from flaxtrain.train import Recipe
 from flaxtrain.tree import Path
 
@@ -83,8 +83,9 @@ def _dead_and_trained(recipe: Recipe, total: int | None) -> Iterator[str]:
     dead = [fact for fact in recipe.facts.params if fact.uses == 0 and fact.path in trained]
     if dead:
         yield (
-            f"no output depends on {_names(dead)}, and they are trained: they have slots for "
-            "nothing, and only decay moves them; freeze them or take them out of the model"
+            f"the loss of training does not depend on {_names(dead)}, and they are trained: "
+            "they have slots for nothing, and only decay moves them; freeze them, or take them "
+            "out of the model if evaluation does not use them either"
         )
 
 
@@ -217,13 +218,12 @@ def _after_the_end(recipe: Recipe, total: int | None) -> Iterator[str]:
     phases = recipe.assignment.phases
     late = [phase for phase in phases if total is not None and phase.start >= total]
     for phase in late[:1]:
-        before, rest = phases[phase.index - 1], len(late) - 1
-        thawed = [recipe.facts[p] for p in phase.trained if p not in before.trained]
-        frozen = [recipe.facts[p] for p in before.trained if p not in phase.trained]
+        rest = len(late) - 1
+        thawed, frozen = recipe.assignment.changes(phase)
         changes = [
-            f"{len(facts)} parameters would be {word} ({_names(facts)})"
-            for word, facts in (("trained", thawed), ("frozen", frozen))
-            if facts
+            f"{len(names)} parameters would be {word} ({listed(names)})"
+            for word, names in (("trained", thawed), ("frozen", frozen))
+            if names
         ]
         yield (
             f"the run ends after {total} updates, before the change at step {phase.start}"

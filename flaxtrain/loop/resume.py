@@ -40,7 +40,8 @@ def checkpoint_meta(
     seen, and hyperparameters that were edited.
     """
     opt_state = state.opt_state
-    numbers = opt_state.hyperparams if isinstance(opt_state, OptState) else {}
+    groups = opt_state.hyperparams if isinstance(opt_state, OptState) else {}
+    numbers = {name: dict(scalars) for name, scalars in groups.items()}
     step, batches, numbers = jax.device_get((state.step, state.counters.batches, numbers))
     return {
         "spec": spec_data(recipe.spec),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtrain.errors import ModelError
-from flaxtrain.train.frozen_calls import WHERE
+from flaxtrain.train import CACHE_FROZEN
 from flaxtrain.typing import HostTree
 
 __all__ = ["check_rows"]
@@ -90,7 +90,7 @@ def _close(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
 def _row_error(on: str) -> ModelError:
     return ModelError(
         f"what the frozen modules return for a row depends on {on}",
-        where=WHERE,
+        where=CACHE_FROZEN,
         fix="freeze with stats='hold' and mode='eval' (BatchNorm then uses its running "
         "statistics), do without operations across the batch, or leave cache_frozen out",
     )

@@ -24,6 +24,7 @@ from flaxtrain.loop.length import (
     total_batches,
 )
 from flaxtrain.loop.plan import Plan
+from flaxtrain.loop.plan_start import planned_start
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.run import Run
@@ -271,7 +272,10 @@ class Trainer:
             epochs = 1
         horizon = horizon_of(stream, steps, epochs)
         recipe = self._build(stream, horizon, keep=False)
-        return Plan.of(recipe, stream, horizon, tuple(notes + self._inferred(recipe)))
+        notes += self._inferred(recipe)
+        fresh = self.state is None
+        start = planned_start(recipe, self.workdir, self.init_from) if fresh else ()
+        return Plan.of(recipe, stream, horizon, tuple(notes), start)
 
     # What fit is made of.
 

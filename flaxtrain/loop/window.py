@@ -156,7 +156,8 @@ class TrainProgram:
     """The compiled training step with its window of metrics.
 
     `step(state, window, batch, mask, last)` returns state, window and status. The costly
-    metrics are formed at log points and in batch number `last`.
+    metrics are formed at log points, of which the last update of a phase is one, and in batch
+    number `last`.
 
     Args:
         recipe: what does not change in the run.
@@ -166,12 +167,14 @@ class TrainProgram:
     def __init__(self, recipe: Recipe, log_every: int) -> None:
         self.log_every = log_every
         form = Window(lambda *args: train_step(recipe, *args)[1])
+        stop = -1 if recipe.phase.stop is None else recipe.phase.stop
 
         def step(
             state: TrainState, window: Packed, batch: Batch, mask: ArrayLike | None, last: Array
         ) -> tuple[TrainState, Packed, Array]:
             number = state.counters.batches + 1
-            due = (number % log_every == 0) | (number == last)
+            ends_phase = state.step + 1 == stop
+            due = (number % log_every == 0) | (number == last) | ends_phase
             state, metrics = train_step(recipe, state, batch, mask, norms=due)
             return state, form.merged(window, metrics), _status(state)
 

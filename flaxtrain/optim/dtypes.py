@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.checks import floating_dtype
+from flaxtrain.errors import ArgumentError
 from flaxtrain.typing import Array, DTypeLike, PyTree
 
 __all__ = ["check_dtype", "stored_dtype", "with_dtypes_of"]
@@ -41,17 +42,7 @@ def check_dtype(
             where=where,
             fix=f"pass {name} only",
         )
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.inexact):
-        raise ArgumentTypeError(
-            f"{name}={dtype!r} is not a floating dtype",
-            where=where,
-            fix='pass a dtype such as jnp.float32 or "bfloat16"',
-        )
-    return jax.dtypes.canonicalize_dtype(found)
+    return jax.dtypes.canonicalize_dtype(floating_dtype(name, dtype, where=where))
 
 
 def stored_dtype(array: Array, dtype: DTypeLike | None) -> DTypeLike:

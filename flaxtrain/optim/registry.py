@@ -61,6 +61,7 @@ class NamedOptimizer:
         weight_decay: the factory's default; 0.0 where it has no such argument.
         doc: one line.
         fixed: hyperparameters that look like numbers and are none: a key, an offset of counts.
+        once: numbers that are read only when slots begin, so that later changes do nothing.
 
     Example:
         >>> NAMED["adamw"].weight_decay, NAMED["adamw"].stages(0.1, b1=0.8)[0].b1
@@ -75,6 +76,7 @@ class NamedOptimizer:
     weight_decay: float
     doc: str
     fixed: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -122,18 +124,24 @@ def _then_decay(rule: Callable[..., Rule]) -> Callable[..., tuple[Stage, ...]]:
     return stages
 
 
-def _entry(factory: Any, make: Callable[..., tuple[Stage, ...]], *fixed: str) -> NamedOptimizer:
+def _entry(
+    factory: Any,
+    make: Callable[..., tuple[Stage, ...]],
+    *,
+    fixed: tuple[str, ...] = (),
+    once: tuple[str, ...] = (),
+) -> NamedOptimizer:
     parameters = inspect.signature(factory).parameters
     decay = parameters["weight_decay"].default if "weight_decay" in parameters else None
     doc = (inspect.getdoc(factory) or "").splitlines()[0]
-    return NamedOptimizer(factory.__name__, factory, make, decay or 0.0, doc, fixed)
+    return NamedOptimizer(factory.__name__, factory, make, decay or 0.0, doc, fixed, once)
 
 
 _ENTRIES = (
     _entry(adabelief, _then_decay(adabelief_rule)),
     _entry(adadelta, adadelta_stages),
-    _entry(adafactor, adafactor_stages, "decay_offset"),
-    _entry(adagrad, _then_decay(adagrad_rule)),
+    _entry(adafactor, adafactor_stages, fixed=("decay_offset",)),
+    _entry(adagrad, _then_decay(adagrad_rule), once=("initial_accumulator_value",)),
     _entry(adam, _then_decay(adam_rule)),
     _entry(adamax, _then_decay(adamax_rule)),
     _entry(adamaxw, _then_decay(adamax_rule)),
@@ -146,20 +154,20 @@ _ENTRIES = (
     _entry(lion, _then_decay(lion_rule)),
     _entry(nadam, _then_decay(nadam_rule)),
     _entry(nadamw, _then_decay(nadam_rule)),
-    _entry(noisy_sgd, noisy_sgd_stages, "key"),
+    _entry(noisy_sgd, noisy_sgd_stages, fixed=("key",)),
     _entry(novograd, novograd_stages),
     _entry(optimistic_adam, optimistic_adam_stages),
     _entry(optimistic_adam_v2, optimistic_adam_v2_stages),
     _entry(optimistic_gradient_descent, _then_decay(optimistic_gradient_descent_rule)),
     _entry(radam, _then_decay(radam_rule)),
-    _entry(rmsprop, rmsprop_stages),
-    _entry(rprop, rprop_stages),
+    _entry(rmsprop, rmsprop_stages, once=("initial_scale",)),
+    _entry(rprop, rprop_stages, once=("learning_rate",)),
     _entry(sgd, _then_decay(sgd_rule)),
     _entry(shampoo, _then_decay(shampoo_rule)),
     _entry(sign_sgd, _then_decay(sign_sgd_rule)),
     _entry(signum, signum_stages),
     _entry(sm3, _then_decay(sm3_rule)),
-    _entry(yogi, _then_decay(yogi_rule)),
+    _entry(yogi, _then_decay(yogi_rule), once=("initial_accumulator_value",)),
 )
 
 NAMED: Mapping[str, NamedOptimizer] = MappingProxyType({e.name: e for e in _ENTRIES})

@@ -8,11 +8,11 @@ from flaxtrain.params.decay import (
     decay_mask,
     preset_differences,
 )
-from flaxtrain.params.facts import Facts, ParamFact
+from flaxtrain.params.facts import Facts, ParamFact, check_facts
 from flaxtrain.params.inspection import facts_from, param_facts
 from flaxtrain.params.layers import Layers, layers
 from flaxtrain.params.low_rank import join_adapters, split_adapters
-from flaxtrain.params.overview import OverviewRow, Table, overview, readable_bytes
+from flaxtrain.params.overview import OverviewRow, Table, overview
 from flaxtrain.params.resampling import interp2d
 from flaxtrain.params.restore import Restore
 from flaxtrain.params.restore_report import RestoreRecord, RestoreReport
@@ -38,6 +38,7 @@ __all__ = [
     "Table",
     "apply_restore",
     "check_decay_choice",
+    "check_facts",
     "decay_mask",
     "facts_from",
     "interp2d",
@@ -46,7 +47,6 @@ __all__ = [
     "overview",
     "param_facts",
     "preset_differences",
-    "readable_bytes",
     "select",
     "selected_tree",
     "selector",

@@ -30,9 +30,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.checks import check_integer, check_number
+from flaxtrain.checks import answering, check_integer, check_number, floating_dtype
 from flaxtrain.errors import ArgumentTypeError, ModelError, ParameterError
-from flaxtrain.params.facts import Facts, ParamFact
+from flaxtrain.params.facts import Facts, ParamFact, check_facts
 from flaxtrain.params.kernel_axes import LINEAR, kernel_axes
 from flaxtrain.params.low_rank import (
     CLASSES,
@@ -44,14 +44,14 @@ from flaxtrain.params.low_rank import (
 )
 from flaxtrain.params.select import SelectorLike, selector
 from flaxtrain.params.select import select as paths_of
-from flaxtrain.params.text_table import listed
+from flaxtrain.text import counted, listed
 from flaxtrain.tree import Path, path_name, unflatten
 from flaxtrain.typing import DTypeLike, Key, Params
 
 __all__ = ["Adapters", "LoRA"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, init=False, repr=False)
 class LoRA:
     """Which kernels get an adapter, and of which size. A value: nothing is computed.
 
@@ -89,21 +89,34 @@ class LoRA:
 
     select: SelectorLike
     rank: int
-    alpha: float | None = None
-    train: SelectorLike | None = None
-    dtype: DTypeLike | None = None
+    alpha: float | None
+    train: SelectorLike | None
+    dtype: DTypeLike | None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "select", _chosen(self.select, "select"))
-        if self.train is not None:
-            object.__setattr__(self, "train", _chosen(self.train, "train"))
-        check_integer("rank", self.rank, minimum=1, where="LoRA")
-        object.__setattr__(self, "rank", int(self.rank))
-        if self.alpha is not None:
-            check_number("alpha", self.alpha, minimum=0.0, exclude=(0.0,), where="LoRA")
-            object.__setattr__(self, "alpha", float(self.alpha))
-        if self.dtype is not None:
-            object.__setattr__(self, "dtype", _floating(self.dtype))
+    @answering
+    def __init__(
+        self,
+        select: SelectorLike,
+        rank: int,
+        alpha: float | None = None,
+        train: SelectorLike | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> None:
+        check_integer("rank", rank, minimum=1, where="LoRA")
+        if alpha is not None:
+            check_number("alpha", alpha, minimum=0.0, exclude=(0.0,), where="LoRA")
+        if dtype is not None:
+            # Its name is data.
+            dtype = floating_dtype("dtype", dtype, allow_complex=False, where="LoRA").name
+        values = {
+            "select": _chosen(select, "select"),
+            "rank": int(rank),
+            "alpha": None if alpha is None else float(alpha),
+            "train": None if train is None else _chosen(train, "train"),
+            "dtype": dtype,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         """Returns the call that makes it."""
@@ -134,16 +147,11 @@ class LoRA:
             ModelError: the model has something called `lora` at the top.
             ArgumentTypeError: `facts` is no table, or `initialise` no function.
         """
-        if not isinstance(facts, Facts):
-            raise ArgumentTypeError(
-                f"facts is a {type(facts).__name__}, not a table of facts",
-                where="LoRA.bind(facts, initialise)",
-                fix="pass what facts_from or param_facts returned",
-            )
+        check_facts(facts, where="LoRA.bind(facts, initialise)")
         taken = [fact.name for fact in facts.params if fact.path[0] == LORA]
         if taken:
             raise ModelError(
-                f"the model has a parameter {taken[0]!r}, and adapters live under 'lora'",
+                f"the model has a parameter {taken[0]!r}, and adapters live under {LORA!r}",
                 where="LoRA.bind",
                 fix="give that module another name",
             )
@@ -196,6 +204,22 @@ class Adapters:
         base: the table of the model's parameters, without adapters.
         pairs: what is known about each pair.
         trained_beside: the paths of the model's own parameters that are trained.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from flaxtrain.params import facts_from
+        >>> def initialise(extra):
+        ...     streams = {"params": jax.random.key(0), **extra}
+        ...     return nn.Dense(8).init(streams, jnp.ones((1, 6)))
+        >>> lora = LoRA("kernel", rank=2, train="bias")
+        >>> adapters = lora.bind(facts_from(initialise), initialise)
+        >>> adapters
+        Adapters(LoRA('kernel', rank=2, train='bias'): 1 kernel, 28 values)
+        >>> sorted(path_name(path) for path in adapters.trainable)
+        ['bias', 'lora/kernel/lora_a', 'lora/kernel/lora_b']
+        >>> first = adapters.init(jax.random.key(1))["kernel"]
+        >>> bool(jnp.any(first["lora_a"] != 0)), bool(jnp.any(first["lora_b"] != 0))
+        (True, False)
     """
 
     lora: LoRA
@@ -206,7 +230,8 @@ class Adapters:
     def __repr__(self) -> str:
         """Returns a line with the totals."""
         size = sum(math.prod(pair.a) + math.prod(pair.b) for pair in self.pairs)
-        return f"Adapters({self.lora!r}: {len(self.pairs):,} kernels, {size:,} values)"
+        kernels = counted(len(self.pairs), "kernel")
+        return f"Adapters({self.lora!r}: {kernels}, {counted(size, 'value')})"
 
     @cached_property
     def facts(self) -> Facts:
@@ -254,21 +279,6 @@ def _chosen(choice: SelectorLike, name: str) -> SelectorLike:
     """Returns a choice as data: text as it was written, a list (say) as what can be hashed."""
     known = selector(choice, where=f"LoRA({name}=...)")
     return choice if isinstance(choice, str) else known
-
-
-def _floating(dtype: Any) -> str:
-    """Returns the name of a floating dtype, which is data."""
-    try:
-        known = jnp.dtype(dtype)
-    except TypeError:
-        known = None
-    if known is None or not jnp.issubdtype(known, jnp.floating):
-        raise ArgumentTypeError(
-            f"dtype={dtype!r} is not a floating dtype",
-            where="LoRA",
-            fix="pass 'float32', 'bfloat16', jnp.float32, or None for each kernel's own",
-        )
-    return known.name
 
 
 def _check_kernels(facts: list[ParamFact]) -> None:

@@ -32,7 +32,7 @@ from flaxtrain.params.copied_rules import (
 )
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.params.select import Selector, select, selector
-from flaxtrain.params.text_table import listed
+from flaxtrain.text import listed
 from flaxtrain.tree import flatten, path_name
 
 __all__ = ["DECAY_PRESETS", "check_decay_choice", "decay_mask", "preset_differences"]

@@ -16,10 +16,10 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from flaxtrain.errors import UnknownParameterError, nearest
+from flaxtrain.errors import ArgumentTypeError, UnknownParameterError, nearest
 from flaxtrain.tree import Path, path_name, unflatten
 
-__all__ = ["Facts", "ParamFact"]
+__all__ = ["Facts", "ParamFact", "check_facts"]
 
 
 @dataclass(frozen=True)
@@ -185,3 +185,27 @@ class Facts(Mapping[Path, ParamFact]):
     def tree(self, function: Callable[[ParamFact], Any]) -> dict[str, Any]:
         """Returns nested dicts with the params' structure, `function(fact)` at the leaves."""
         return unflatten({fact.path: function(fact) for fact in self.params})
+
+
+def check_facts(facts: Any, *, where: str) -> None:
+    """Refuses anything but a table of facts.
+
+    Args:
+        facts: the argument of that name.
+        where: the function that was called, for the message.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+
+    Example:
+        >>> check_facts(Facts(()), where="layers(facts)")
+        >>> check_facts({}, where="layers(facts)")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        ArgumentTypeError: facts is a dict, not a table of facts
+    """
+    if not isinstance(facts, Facts):
+        raise ArgumentTypeError(
+            f"facts is a {type(facts).__name__}, not a table of facts",
+            where=where,
+            fix="pass what flaxtrain.params.param_facts or facts_from returned",
+        )

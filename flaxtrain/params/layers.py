@@ -33,9 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from flaxtrain.errors import ArgumentTypeError, ParameterError
+from flaxtrain.errors import ParameterError
 from flaxtrain.params.blocks import Block, LayerIndex, find_blocks, lengths, nested
-from flaxtrain.params.facts import Facts, ParamFact
+from flaxtrain.params.facts import Facts, ParamFact, check_facts
 from flaxtrain.tree import Path, path_name
 
 __all__ = ["LayerIndex", "Layers", "layers"]
@@ -51,6 +51,16 @@ class Layers:
         modules: for each layer the names of its modules in order of use. A slice is written
             `blocks[2]`, a parameter of the model itself by its own name; a block or a stack
             that is the model itself is called `(model)`.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> from flaxtrain.params import param_facts
+        >>> model = nn.Sequential([nn.Embed(9, 4), nn.remat_scan(nn.Dense, (3,))(4)])
+        >>> found = layers(param_facts(model, jnp.zeros((1, 2), int)))
+        >>> found.count, found.modules[1]
+        (4, ('layers_1[0]',))
+        >>> found.of[("layers_0", "embedding")], found.of[("layers_1", "kernel")]
+        (0, (1, 2, 3))
     """
 
     count: int
@@ -92,12 +102,7 @@ def layers(facts: Facts) -> Layers:
 
 def _check(facts: Facts) -> None:
     where = "layers(facts)"
-    if not isinstance(facts, Facts):
-        raise ArgumentTypeError(
-            f"facts is a {type(facts).__name__}, not a table of facts",
-            where=where,
-            fix="pass what flaxtrain.params.param_facts returned",
-        )
+    check_facts(facts, where=where)
     if facts and all(fact.uses is None for fact in facts.params):
         raise ParameterError(
             "the facts don't say in which order the parameters are used",

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 from flaxtrain.params.decay import DecayChoice, decay_mask, per_parameter
 from flaxtrain.params.facts import Facts, ParamFact
-from flaxtrain.params.text_table import TextTable, listed
+from flaxtrain.text import TextTable, counted, listed, readable_bytes
 from flaxtrain.tree import Path, flatten
 
-__all__ = ["OverviewRow", "Table", "overview", "readable_bytes"]
+__all__ = ["OverviewRow", "Table", "overview"]
 
 Labels: TypeAlias = Mapping[str, Any] | Callable[[ParamFact], Any]
 
@@ -24,8 +24,9 @@ class OverviewRow:
 
     `shape` has an axis that `nn.scan` or `nn.vmap` added in brackets: `[3] x 8 x 16`. `rule` is
     the evidence that decided the role. `group`, `decay`, `lr_mult` and `trainable` are None
-    where `overview` wasn't told about them; `trainable` is text, such as `from step 60`, where
-    it changes in the run.
+    where `overview` wasn't told about them. `trainable` is whether the parameter is trained at
+    any time; `when` says when, such as `from step 60`, where that changes in the run, and is
+    empty elsewhere.
     """
 
     path: str
@@ -38,7 +39,8 @@ class OverviewRow:
     group: str | None = None
     decay: bool | None = None
     lr_mult: str | None = None
-    trainable: bool | str | None = None
+    trainable: bool | None = None
+    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,7 @@ class Table:
     @property
     def columns(self) -> tuple[str, ...]:
         """The titles of the columns; those from `group` on only where known."""
-        known = [
-            title
-            for title in _OPTIONAL
-            if any(getattr(r, title) is not None for r in self.rows)
-        ]
+        known = [title for title in _OPTIONAL if any(_cell(row, title) for row in self.rows)]
         return ("path", "class", "role", "shape", "dtype", "size", *known)
 
     def __str__(self) -> str:
@@ -111,10 +109,7 @@ class Table:
 
     def _cells(self, rules: bool) -> TextTable:
         columns = (*self.columns, "rule") if rules else self.columns
-        rows = tuple(
-            tuple(_text(getattr(row, "owner" if t == "class" else t)) for t in columns)
-            for row in self.rows
-        )
+        rows = tuple(tuple(_cell(row, title) for title in columns) for row in self.rows)
         return TextTable(columns, rows, right=("size",), code=("path",))
 
 
@@ -138,7 +133,7 @@ def overview(
         lr_mult: what the learning rate of each parameter is multiplied by, as text (`"0.1"`,
             `"0.42..1"` for the layers of a stack): nested dicts, or a function.
         when: when each parameter is trained, as text (`"from step 60"`): nested dicts, or a
-            function. It stands in the place of `trainable`, where it is not empty.
+            function. In the text it stands in the place of `trainable`, where it is not empty.
 
     Returns:
         A `Table`, to be printed or written to TensorBoard.
@@ -178,7 +173,8 @@ def overview(
             group=grouped.get(fact.path),
             decay=decayed.get(fact.path),
             lr_mult=factors.get(fact.path),
-            trainable=times.get(fact.path) or trained.get(fact.path),
+            trainable=trained.get(fact.path),
+            when=times.get(fact.path, ""),
         )
         for fact in ordered
     )
@@ -208,37 +204,16 @@ def shape_text(fact: ParamFact) -> str:
 
 
 def _total(facts: Sequence[ParamFact]) -> str:
-    size, nbytes = sum(fact.size for fact in facts), sum(fact.nbytes for fact in facts)
-    return (
-        f"{_count(len(facts), 'parameter')}, {_count(size, 'value')}, {readable_bytes(nbytes)}"
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def readable_bytes(number: float) -> str:
-    """Returns a number of bytes as people write it.
-
-    Example:
-        >>> readable_bytes(600), readable_bytes(2048)
-        ('600 B', '2.0 KiB')
-    """
-    if number < 1024:
-        return f"{number} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        number /= 1024
-        if number < 1024:
-            return f"{number:.1f} {unit}"
-    return f"{number / 1024:,.1f} TiB"
+    counts = {"parameter": len(facts), "value": sum(fact.size for fact in facts)}
+    texts = [counted(number, noun) for noun, number in counts.items()]
+    return ", ".join([*texts, readable_bytes(sum(fact.nbytes for fact in facts))])
 
 
 def _notes(facts: Sequence[ParamFact]) -> list[str]:
     kinds = (
         ("no module was seen declaring", lambda fact: not fact.resolved),
         ("role other:", lambda fact: fact.resolved and fact.role == "other"),
-        ("dead, no output depends on", lambda fact: fact.uses == 0),
+        ("dead, no training output depends on", lambda fact: fact.uses == 0),
         ("tied, used in several places:", lambda fact: (fact.uses or 0) > 1),
     )
     return [
@@ -248,7 +223,10 @@ def _notes(facts: Sequence[ParamFact]) -> list[str]:
     ]
 
 
-def _text(value: Any) -> str:
+def _cell(row: OverviewRow, title: str) -> str:
+    value = row.owner if title == "class" else getattr(row, title)
+    if title == "trainable" and row.when:
+        return row.when
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)

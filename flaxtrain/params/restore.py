@@ -19,6 +19,7 @@ from flaxtrain.checks import answering, check_choice, check_flag
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.params.path_patterns import PathPattern, compiled
 from flaxtrain.params.resampling import RESHAPES
+from flaxtrain.text import counted
 
 __all__ = ["Reshape", "Restore"]
 
@@ -136,8 +137,8 @@ class Restore:
         """Returns the path of the source in quotes, or what is known about a tree in memory."""
         if isinstance(self.source, str):
             return repr(self.source)
-        count = len(jax.tree.leaves(self.source))
-        return f"<{type(self.source).__name__} of {count} array{'' if count == 1 else 's'}>"
+        count = counted(len(jax.tree.leaves(self.source)), "array")
+        return f"<{type(self.source).__name__} of {count}>"
 
 
 def _check_source(source: Any) -> None:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flaxtrain.params.text_table import TextTable
+from flaxtrain.text import TextTable, counted
 from flaxtrain.tree import Path, path_name
 
 __all__ = ["RestoreRecord", "RestoreReport"]
@@ -87,10 +87,10 @@ class RestoreReport:
             for word in ("skipped", "missing", "unused")
             if getattr(self, word)
         ]
-        plural = "" if len(self.loaded) == 1 else "s"
         origin = f" from {self.source}" if self.source else ""
         detail = f" ({', '.join(how)})" if how else ""
-        return ", ".join([f"loaded {len(self.loaded)} array{plural}{origin}{detail}", *rest])
+        loaded = counted(len(self.loaded), "array")
+        return ", ".join([f"loaded {loaded}{origin}{detail}", *rest])
 
     def __str__(self) -> str:
         """Returns the summary and the table as aligned text."""

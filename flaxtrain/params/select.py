@@ -39,7 +39,7 @@ from flaxtrain.errors import (
     UnknownParameterError,
     nearest,
 )
-from flaxtrain.params.facts import Facts, ParamFact
+from flaxtrain.params.facts import Facts, ParamFact, check_facts
 from flaxtrain.params.recorder import declared_class
 from flaxtrain.params.selector_text import FORMS, parse
 from flaxtrain.params.selectors import (
@@ -133,12 +133,7 @@ def select(
         >>> sorted(select(facts, "#bias | @LayerNorm"))
         [('layers_0', 'bias'), ('layers_1', 'bias'), ('layers_1', 'scale')]
     """
-    if not isinstance(facts, Facts):
-        raise ArgumentTypeError(
-            f"facts is a {type(facts).__name__}, not the table of parameters",
-            where=where,
-            fix="pass param_facts(model, inputs)",
-        )
+    check_facts(facts, where=where)
     wanted = selector(choice, where=where)
     paths = frozenset(fact.path for fact in facts.params if wanted.matches(fact))
     for part in wanted.simple():

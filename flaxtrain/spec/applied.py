@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flaxtrain.checks import is_concrete
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import GradientTransformation, ScaleByScheduleState
-from flaxtrain.spec.assignment import DEFAULT
+from flaxtrain.spec.group import DEFAULT
 from flaxtrain.spec.state import OptState
 from flaxtrain.typing import Array, ArrayLike
 

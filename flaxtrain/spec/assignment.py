@@ -15,17 +15,14 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, FlaxtrainError, ParameterError
 from flaxtrain.optim import NAMED
 from flaxtrain.params import Facts, ParamFact, decay_mask, select, selector
-from flaxtrain.spec.group import Group
+from flaxtrain.spec.group import DEFAULT, Group
 from flaxtrain.spec.hyperparameters import Hyperparameters
 from flaxtrain.spec.layer_decay import LayerDecay, multipliers
 from flaxtrain.spec.opt_spec import OptSpec
-from flaxtrain.spec.phases import Phase, phase_at, phases_of
+from flaxtrain.spec.phases import Changes, Phase, changes_at, phase_at, phases_of
 from flaxtrain.tree import Path, flatten, path_name
 
 __all__ = ["AssignedGroup", "AssignedParam", "Assignment", "assign"]
-
-DEFAULT = "default"
-"""The name of the group of all parameters that are in no other."""
 
 Scale: TypeAlias = Any
 """A factor of the learning rate: a float, or a numpy array that broadcasts."""
@@ -84,6 +81,17 @@ class Assignment:
         params: what happens to each parameter, by path.
         phases: the stretches of the run, in order.
         overlaps: sentences about parameters that several groups select.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> from flaxtrain.params import param_facts
+        >>> from flaxtrain.spec import Freeze
+        >>> spec = OptSpec("adam", 0.1, freeze=[Freeze("kernel", until=10)])
+        >>> table = assign(spec, param_facts(nn.Dense(4), jnp.ones((1, 3))))
+        >>> table.phase_at(9), table.phase_at(10)
+        (Phase(0, steps 0:10, 1 trained), Phase(1, steps 10:, 2 trained))
+        >>> table.changes(table.phases[1]).thaws
+        ('kernel',)
     """
 
     spec: OptSpec
@@ -95,6 +103,10 @@ class Assignment:
     def phase_at(self, step: int) -> Phase:
         """Returns the phase that a step is in."""
         return phase_at(self.phases, step)
+
+    def changes(self, phase: Phase) -> Changes:
+        """Returns which parameters thaw and freeze when a phase begins."""
+        return changes_at(self.phases, phase)
 
     def group(self, name: str) -> AssignedGroup:
         """Returns a group by its name."""
@@ -124,8 +136,10 @@ def assign(
 
     Raises:
         ParameterError: a selector matches nothing, a group is left with no parameter, a decay
-            mask does not fit, or everything is frozen.
-        ArgumentError: `horizon` lacks what a relative duration needs.
+            mask does not fit, everything is frozen, or `decay_to="init"` and nothing that is
+            trained decays.
+        ArgumentError: `horizon` lacks what a relative duration needs, or an optimizer can't do
+            what is asked of its slots or its learning rate.
 
     Example:
         >>> import flax.linen as nn, jax.numpy as jnp
@@ -160,6 +174,8 @@ def assign(
     ordered = {path: params[path] for path in facts}
     phases = phases_of(spec.freeze, facts, still)
     _check_kept(groups, phases)
+    _check_rewarmed(groups, phases)
+    _check_pulled(spec, params, phases)
     return Assignment(spec, tuple(groups), MappingProxyType(ordered), phases, tuple(overlaps))
 
 
@@ -176,6 +192,39 @@ def _check_kept(groups: Sequence[AssignedGroup], phases: Sequence[Phase]) -> Non
                     where=f"group {group.name!r}: Freeze(slots='keep')",
                     fix="pass slots='drop', or the optimizer by name",
                 )
+
+
+def _check_rewarmed(groups: Sequence[AssignedGroup], phases: Sequence[Phase]) -> None:
+    """Refuses to re-warm a learning rate that is not looked at again."""
+    for group in groups:
+        name = group.spec.name
+        if name is None or "learning_rate" not in NAMED[name].once:
+            continue
+        for phase in phases:
+            rewarmed = [
+                p for p in group.paths & phase.trained.keys() if phase.trained[p].rewarm
+            ]
+            if rewarmed:
+                raise ArgumentError(
+                    f"the learning rate of {path_name(min(rewarmed))!r} can't rise: {name} "
+                    "reads it only once, when step sizes begin",
+                    where=f"group {group.name!r}: Freeze(rewarm=...)",
+                    fix="leave rewarm out, or choose another optimizer for the group",
+                )
+
+
+def _check_pulled(
+    spec: OptSpec, params: Mapping[Path, AssignedParam], phases: Sequence[Phase]
+) -> None:
+    """Refuses to say where decay pulls to where nothing that is trained decays."""
+    trained = {path for phase in phases for path in phase.trained}
+    if spec.decay_to == "init" and not any(params[path].decays for path in trained):
+        raise ParameterError(
+            "decay_to='init', and no trained parameter decays",
+            where=f"OptSpec({spec.optimizer!r})",
+            fix="pass a weight_decay above 0 and a decay that selects trained parameters, or "
+            "leave decay_to out",
+        )
 
 
 def labels_of(spec: OptSpec) -> list[str]:

@@ -25,7 +25,8 @@ from flaxtrain.optim import GradientTransformation, safe_increment
 from flaxtrain.optim.transform import require_params
 from flaxtrain.params import Facts
 from flaxtrain.spec.applied import applied_learning_rates
-from flaxtrain.spec.assignment import DEFAULT, AssignedGroup, Assignment, assign
+from flaxtrain.spec.assignment import AssignedGroup, Assignment, assign
+from flaxtrain.spec.group import DEFAULT
 from flaxtrain.spec.hyperparameters import Numbers, Value
 from flaxtrain.spec.object_part import Leaves, ObjectPart
 from flaxtrain.spec.opt_spec import OptSpec
@@ -79,8 +80,27 @@ def build(
 def transformation(assignment: Assignment, phase: Phase) -> GradientTransformation:
     """Returns the transformation of one phase of a run.
 
+    Args:
+        assignment: what the spec means for each parameter.
+        phase: one of `assignment.phases`; what it freezes is not among the parameters.
+
     Raises:
         ArgumentError: an optimizer object holds a duration that is still relative.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from flaxtrain.params import param_facts
+        >>> from flaxtrain.spec import Freeze
+        >>> facts = param_facts(nn.Dense(1), jnp.ones((1, 2)))
+        >>> spec = OptSpec("adam", 0.1, freeze=Freeze("#bias", until=5))
+        >>> assignment = assign(spec, facts)
+        >>> params = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
+        >>> parts = [{"kernel": params["kernel"]}, params]
+        >>> for phase, trained in zip(assignment.phases, parts):
+        ...     state = transformation(assignment, phase).init(trained)
+        ...     print(state.count, sorted(state.slots["mu"]))
+        0 ['kernel']
+        5 ['bias', 'kernel']
     """
     parts = parts_of(assignment)
     groups = assignment.groups

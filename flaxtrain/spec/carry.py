@@ -50,8 +50,25 @@ def check_carries(assignment: Assignment) -> None:
 
     Nothing is computed. Named optimizers always can; objects that join arrays can't.
 
+    Args:
+        assignment: what the spec means for each parameter, and the phases of the run.
+
     Raises:
         ArgumentError: as `carried` does.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from flaxtrain import optim
+        >>> from flaxtrain.params import param_facts
+        >>> from flaxtrain.spec import Freeze, OptSpec, assign
+        >>> facts = param_facts(nn.Dense(1), jnp.ones((1, 2)))
+        >>> freeze = Freeze("#bias", start=5, slots="drop")
+        >>> joined = OptSpec(optim.flatten(optim.adam(0.1)), freeze=freeze)
+        >>> try:
+        ...     check_carries(assign(joined, facts))
+        ... except ArgumentError as error:
+        ...     print(error.fix)
+        pass the optimizer by name, or freeze for the whole run
     """
     if all(group.spec.name is not None for group in assignment.groups):
         return

@@ -15,7 +15,6 @@ from flaxtrain.spec.data import encode
 from flaxtrain.spec.declaration import Declaration, names_of
 from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
-from flaxtrain.spec.layer_decay import LayerDecay
 
 # Nothing here is public: `OptSpec.fingerprint` and `OptSpec.diff` are.
 __all__ = []
@@ -93,6 +92,8 @@ def _values(place: str, a: Any, b: Any) -> Iterator[str]:
         return
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         yield from _tables(place, a, b, "[{!r}]".format)
+    elif isinstance(a, Declaration) and type(a) is type(b):
+        yield from _declarations(f"{place}.", a, b)
     elif (parts := _parts_of_both(a, b)) is not None:
         yield from _tables(f"{place}.", *parts)
     else:
@@ -101,8 +102,6 @@ def _values(place: str, a: Any, b: Any) -> Iterator[str]:
 
 def _parts_of_both(a: Any, b: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Returns the arguments of two values of one kind, where they tell them apart."""
-    if isinstance(a, LayerDecay) and isinstance(b, LayerDecay):
-        return dict(vars(a)), dict(vars(b))
     if isinstance(a, Schedule) and type(a) is type(b):
         one, two = dict(vars(a)), dict(vars(b))
     elif isinstance(a, GradientTransformation) and isinstance(b, GradientTransformation):

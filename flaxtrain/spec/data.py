@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -72,9 +71,6 @@ def _as_data(value: Any, where: str) -> Any:
         return value.to_dict()
     if isinstance(value, Declaration):
         return _declaration_as_data(value)
-    if isinstance(value, LayerDecay):
-        fields = dataclasses.asdict(value)
-        return {key: _as_data(child, f"LayerDecay({key}=...)") for key, child in fields.items()}
     if isinstance(value, (tuple, list)):
         return [_as_data(child, f"{where}[{i}]") for i, child in enumerate(value)]
     if isinstance(value, Mapping):
@@ -139,24 +135,12 @@ def decode(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         rows = _sequence(arguments.get(name, ()), f"{where}: {name}")
         arguments[name] = tuple(_declared(kind, row, f"{where}: {name}") for row in rows)
     if isinstance(arguments.get("layer_decay"), Mapping):
-        arguments["layer_decay"] = _layer_decay_from(arguments["layer_decay"])
+        row = arguments["layer_decay"]
+        arguments["layer_decay"] = _declared(LayerDecay, row, f"{where}: layer_decay")
     return {
         **arguments,
         "hyperparameters": {k: _decoded(v) for k, v in hyperparameters.items()},
     }
-
-
-def _layer_decay_from(table: Mapping[str, Any]) -> LayerDecay:
-    where = "OptSpec.from_dict: layer_decay"
-    names = [field.name for field in dataclasses.fields(LayerDecay)]
-    for name in table:
-        if name not in names:
-            raise unknown_name("field", str(name), names, where=where)
-    if "rate" not in table:
-        raise ArgumentError(
-            "no rate is given", where=where, fix="add 'rate': 0.75, or the like"
-        )
-    return LayerDecay(**table)
 
 
 def _object_from(data: Mapping[str, Any]) -> GradientTransformation:
@@ -178,20 +162,22 @@ def _decoded(value: Any) -> Any:
 
 
 def _declared(kind: Any, row: Any, where: str) -> Any:
-    table = dict(_mapping(row, where))
-    if "select" not in table:
+    """Returns a `Group`, `Freeze` or `LayerDecay` from its row."""
+    table, names = dict(_mapping(row, where)), names_of(kind)
+    takes_more = "hyperparameters" in names
+    for name in table:
+        if not isinstance(name, str) or not (takes_more or name in names):
+            raise unknown_name("field", str(name), names, where=where)
+    if names[0] not in table:
+        example = "'head/**'" if names[0] == "select" else "0.75"
         raise ArgumentError(
-            "the row selects nothing", where=where, fix="add 'select': 'head/**', or the like"
+            f"no {names[0]!r} is given",
+            where=where,
+            fix=f"add {names[0]!r}: {example}, or the like",
         )
     if isinstance(table.get("optimizer"), Mapping):
         table["optimizer"] = _object_from(table["optimizer"])
-    try:
-        return kind(**table)
-    except TypeError as error:
-        if isinstance(error, ArgumentTypeError):
-            raise
-        unknown = next(name for name in table if name not in names_of(kind))
-        raise unknown_name("field", unknown, names_of(kind), where=where) from None
+    return kind(**table)
 
 
 def _sequence(value: Any, where: str) -> list[Any] | tuple[Any, ...]:

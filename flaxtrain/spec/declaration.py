@@ -17,7 +17,7 @@ from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.optim.transform import same_value
 from flaxtrain.params import Selector, SelectorLike, selector
 
-# Nothing here is public: `OptSpec`, `Group` and `Freeze` are.
+# Nothing here is public: `OptSpec`, `Group`, `Freeze` and `LayerDecay` are.
 __all__ = []
 
 
@@ -133,6 +133,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(child) for key, child in value.items()}
     return value
+
+
+def as_float(value: Any) -> Any:
+    """Returns an integer as the float that it means; all else, and what no float equals, as is.
+
+    A learning rate of 1 is one of 1.0: specs that say either are equal, and are one in JSON.
+    """
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_integer and abs(value) <= 2**53 else value
 
 
 def is_key(value: Any) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from flaxtrain.errors import ArgumentTypeError, unknown_name
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.optim import NAMED
-from flaxtrain.spec.assignment import DEFAULT, Assignment
+from flaxtrain.spec.assignment import Assignment
+from flaxtrain.spec.group import DEFAULT
 from flaxtrain.spec.hyperparameters import SPEC_NUMBERS
 from flaxtrain.spec.opt_spec import OptSpec
 from flaxtrain.spec.parts import shared_numbers
+from flaxtrain.spec.scalars import Scalars
 from flaxtrain.spec.state import OptState
 from flaxtrain.typing import ArrayLike
 
@@ -28,8 +30,9 @@ def set_hyperparameters(
 ) -> State:
     """Returns the state with some numbers of one group changed; nothing is compiled anew.
 
-    Numbers that follow a schedule, and those that were off when the run was built (None, or a
-    weight decay of 0), can't be edited. A checkpoint keeps what was edited.
+    Numbers that follow a schedule, those that were off when the run was built (None, or a
+    weight decay of 0), and those that are read only when slots begin (the learning rate of
+    `rprop`) can't be edited. A checkpoint keeps what was edited.
 
     Args:
         state: a `TrainState`, or the `OptState` of what `build` made.
@@ -74,6 +77,12 @@ def set_hyperparameters(
                 "hyperparameter", name, about.hyperparameters.numbers, where=where
             )
         about.hyperparameters.check_editable(name, where=where)
+        if about.spec.name is not None and name in NAMED[about.spec.name].once:
+            raise ArgumentError(
+                f"{about.spec.name} reads {name!r} only when slots begin",
+                where=where,
+                fix="build the run with it, or choose another optimizer",
+            )
     for name, value in values.items():
         if value is None or callable(value):
             raise ArgumentTypeError(
@@ -83,11 +92,11 @@ def set_hyperparameters(
             )
     about.spec.replace(**values)  # checks the ranges
     new = {n: about.hyperparameters.value(n, v, where=where) for n, v in values.items()}
-    table = {**inner.hyperparams, group: {**inner.hyperparams[group], **new}}
+    table = {**inner.hyperparams, group: Scalars.of({**inner.hyperparams[group], **new})}
     shared = {name: value for name, value in new.items() if name in shared_numbers(about)}
     for other in assignment.groups:
         if shared and other.spec.name == about.spec.name:
-            table[other.name] = {**table[other.name], **shared}
+            table[other.name] = Scalars.of({**table[other.name], **shared})
     edited = inner._replace(hyperparams=table)
     result: Any = edited if inner is state else _with(state, edited)
     return result

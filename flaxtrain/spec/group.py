@@ -15,12 +15,16 @@ from flaxtrain.spec.declaration import (
     Declaration,
     as_choice,
     as_decay,
+    as_float,
     hyperparameters_from,
     plain,
 )
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["Group"]
+
+DEFAULT = "default"
+"""The name of the group of all parameters that are in no other."""
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -117,7 +121,8 @@ class Group(Declaration):
             "decay": as_decay(decay),
             "clip_norm": clip_norm,
         }
-        self._set(select=select, name=name, **{k: plain(v) for k, v in values.items()})
+        values = {k: as_float(plain(v)) for k, v in values.items()}
+        self._set(select=select, name=name, **values)
         self._set(hyperparameters=hyperparameters_from(hyperparameters))
 
     def label(self, index: int) -> str:

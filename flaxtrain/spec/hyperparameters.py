@@ -21,6 +21,7 @@ from flaxtrain.checks import is_concrete
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import DecayRate
 from flaxtrain.optim.registry import NamedOptimizer
+from flaxtrain.spec.scalars import Scalars, Value
 from flaxtrain.typing import Array, ArrayLike
 
 # Nothing here is public: `OptSpec` takes such numbers and `OptState` shows them.
@@ -28,9 +29,6 @@ __all__ = []
 
 Number: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]
 """A number, or a function of the number of updates already applied."""
-
-Value: TypeAlias = Array | DecayRate
-"""A number as the state holds it: a float scalar, or a decay b with 1 - b."""
 
 SPEC_NUMBERS = ("learning_rate", "weight_decay", "clip_norm")
 
@@ -100,19 +98,23 @@ class Hyperparameters:
         }
         return cls(chosen, frozenset(name for name in chosen if kinds.get(name, False)))
 
-    def initial(self) -> dict[str, Value]:
+    def initial(self) -> Scalars:
         """Returns the numbers as the state holds them before the first update."""
-        return {
-            name: self._value(name, number(0) if callable(number) else number)
-            for name, number in self.numbers.items()
-        }
+        return Scalars.of(
+            {
+                name: self._value(name, number(0) if callable(number) else number)
+                for name, number in self.numbers.items()
+            }
+        )
 
-    def at(self, count: Array, stored: Mapping[str, Value]) -> dict[str, Value]:
+    def at(self, count: Array, stored: Scalars) -> Scalars:
         """Returns the numbers of one update: constants as stored, schedules at `count`."""
-        return {
-            name: self._value(name, number(count)) if callable(number) else stored[name]
+        scheduled = {
+            name: self._value(name, number(count))
             for name, number in self.numbers.items()
+            if callable(number)
         }
+        return Scalars.of({**stored, **scheduled}) if scheduled else stored
 
     def check_editable(self, name: str, *, where: str) -> None:
         """Refuses names that are not in the state, and numbers that a schedule sets.

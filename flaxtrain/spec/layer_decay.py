@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flaxtrain.checks import check_integer, check_number
+from flaxtrain.checks import answering, check_integer, check_number
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
-from flaxtrain.params.facts import Facts, ParamFact
+from flaxtrain.params.facts import Facts, ParamFact, check_facts
 from flaxtrain.params.layers import LayerIndex, layers
 from flaxtrain.params.select import select
+from flaxtrain.spec.declaration import Declaration
 from flaxtrain.tree import Path
 
 __all__ = ["LayerDecay", "multipliers"]
@@ -25,8 +26,8 @@ __all__ = ["LayerDecay", "multipliers"]
 LayerOf: TypeAlias = Mapping[str, int] | Callable[[ParamFact], LayerIndex]
 
 
-@dataclass(frozen=True)
-class LayerDecay:
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class LayerDecay(Declaration):
     """Multiplies learning rates by `max(min_scale, rate ** (last - layer))`.
 
     Layers are read from the table of facts (`flaxtrain.params.layers`): embeddings and stem are
@@ -59,28 +60,25 @@ class LayerDecay:
     """
 
     rate: float
-    min_scale: float = 0.0
-    layer_of: LayerOf | None = None
+    min_scale: float
+    layer_of: LayerOf | None
 
-    def __post_init__(self) -> None:
-        check_number(
-            "rate", self.rate, minimum=0.0, maximum=1.0, exclude=(0.0,), where="LayerDecay"
-        )
-        check_number("min_scale", self.min_scale, minimum=0.0, maximum=1.0, where="LayerDecay")
-        object.__setattr__(self, "rate", float(self.rate))
-        object.__setattr__(self, "min_scale", float(self.min_scale))
-        if isinstance(self.layer_of, Mapping):
-            object.__setattr__(self, "layer_of", _checked(self.layer_of))
-        elif self.layer_of is not None and not callable(self.layer_of):
+    @answering
+    def __init__(
+        self, rate: float, min_scale: float = 0.0, layer_of: LayerOf | None = None
+    ) -> None:
+        where = "LayerDecay"
+        check_number("rate", rate, minimum=0.0, maximum=1.0, exclude=(0.0,), where=where)
+        check_number("min_scale", min_scale, minimum=0.0, maximum=1.0, where=where)
+        if isinstance(layer_of, Mapping):
+            layer_of = _checked(layer_of)
+        elif layer_of is not None and not callable(layer_of):
             raise ArgumentTypeError(
-                f"layer_of={self.layer_of!r} is a {type(self.layer_of).__name__}",
-                where="LayerDecay",
+                f"layer_of={layer_of!r} is a {type(layer_of).__name__}",
+                where=where,
                 fix="pass a dict from selectors to layers, or a function of a ParamFact",
             )
-
-    def __hash__(self) -> int:
-        # The mapping has no hash.
-        return hash((self.rate, self.min_scale))
+        self._set(rate=float(rate), min_scale=float(min_scale), layer_of=layer_of)
 
 
 def _checked(layer_of: Mapping[Any, Any]) -> dict[str, int]:
@@ -123,16 +121,13 @@ def multipliers(layer_decay: LayerDecay, facts: Facts) -> dict[Path, float | np.
         ((3, 1, 1), [0.25, 0.5, 1.0])
     """
     where = "multipliers(layer_decay, facts)"
-    for name, value, kind in (
-        ("layer_decay", layer_decay, LayerDecay),
-        ("facts", facts, Facts),
-    ):
-        if not isinstance(value, kind):
-            raise ArgumentTypeError(
-                f"{name} is a {type(value).__name__}, not a {kind.__name__}",
-                where=where,
-                fix="pass a LayerDecay, and what flaxtrain.params.param_facts returned",
-            )
+    if not isinstance(layer_decay, LayerDecay):
+        raise ArgumentTypeError(
+            f"layer_decay is a {type(layer_decay).__name__}, not a LayerDecay",
+            where=where,
+            fix="pass LayerDecay(rate)",
+        )
+    check_facts(facts, where=where)
     index = {path: np.asarray(layer) for path, layer in _layers(layer_decay, facts).items()}
     last = max((int(layer.max(initial=0)) for layer in index.values()), default=0)
     rate, least = layer_decay.rate, layer_decay.min_scale

@@ -16,6 +16,7 @@ from flaxtrain.spec.data import decode, encode, read_json
 from flaxtrain.spec.declaration import (
     Declaration,
     as_decay,
+    as_float,
     hyperparameters_from,
     names_of,
     plain,
@@ -23,7 +24,7 @@ from flaxtrain.spec.declaration import (
 from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
 from flaxtrain.spec.layer_decay import LayerDecay
-from flaxtrain.spec.validate import as_freezes, as_tuple, check_spec
+from flaxtrain.spec.validate import as_freezes, as_groups, check_spec, with_floats
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["OptSpec"]
@@ -119,11 +120,11 @@ class OptSpec(Declaration):
             "nonfinite": nonfinite,
             "layer_decay": layer_decay,
         }
-        self._set(**{name: plain(value) for name, value in values.items()})
+        self._set(**{name: as_float(plain(value)) for name, value in values.items()})
         self._set(
-            groups=as_tuple(groups, Group, where="OptSpec(groups=...)"),
+            groups=as_groups(groups, optimizer),
             freeze=as_freezes(freeze),
-            hyperparameters=hyperparameters_from(hyperparameters),
+            hyperparameters=with_floats(hyperparameters_from(hyperparameters), optimizer),
         )
         check_spec(self)
 

@@ -23,7 +23,8 @@ from flaxtrain.optim.sgd import GradientDescent
 from flaxtrain.optim.stages import Lane, Place, Stage, init_stages, slot_names, update_stages
 from flaxtrain.optim.transform import same_value
 from flaxtrain.optim.trust_ratio import TrustRatio
-from flaxtrain.spec.assignment import DEFAULT, AssignedGroup, AssignedParam, Assignment
+from flaxtrain.spec.assignment import AssignedGroup, AssignedParam, Assignment
+from flaxtrain.spec.group import DEFAULT
 from flaxtrain.spec.hyperparameters import Numbers, Value, in_dtype
 from flaxtrain.spec.object_part import Leaves, ObjectPart
 from flaxtrain.spec.phases import Activity, Phase

@@ -23,7 +23,7 @@ import numpy as np
 from flaxtrain.errors import ArgumentError, ParameterError
 from flaxtrain.params import Facts, layers, select
 from flaxtrain.spec.freeze import Freeze
-from flaxtrain.tree import Path
+from flaxtrain.tree import Path, path_name
 
 __all__ = ["Phase"]
 
@@ -60,6 +60,17 @@ class Phase:
         stop: the first step after it; None for the last phase.
         trained: the trained parameters.
         frozen: the others.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from flaxtrain.params import param_facts
+        >>> facts = param_facts(nn.Dense(4), jnp.ones((1, 3)))
+        >>> rules = [Freeze("bias", start=10, slots="keep"), Freeze("kernel", until=10)]
+        >>> first, second = phases_of(rules, facts)
+        >>> second.trained[("kernel",)].thawed, second.frozen[("bias",)].mode
+        (10, 'eval')
+        >>> [len(phase.with_slots) for phase in (first, second)]
+        [1, 2]
     """
 
     index: int
@@ -137,6 +148,27 @@ def _changes(steps: Sequence[int], intervals: Mapping[Path, Sequence[_Interval]]
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
     """Returns the phase that a step is in."""
     return phases[bisect.bisect_right([phase.start for phase in phases], step) - 1]
+
+
+class Changes(NamedTuple):
+    """What changes when a phase begins.
+
+    Attributes:
+        thaws: names of the parameters whose training begins.
+        freezes: names of the parameters whose training ends.
+    """
+
+    thaws: tuple[str, ...]
+    freezes: tuple[str, ...]
+
+
+def changes_at(phases: Sequence[Phase], phase: Phase) -> Changes:
+    """Returns what changes when one of the phases begins; in the first, nothing does."""
+    before = phases[max(0, phase.index - 1)]
+    return Changes(
+        tuple(path_name(path) for path in phase.trained if path not in before.trained),
+        tuple(path_name(path) for path in before.trained if path not in phase.trained),
+    )
 
 
 def _phase(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from flaxtrain.spec.scalars import Scalars
 from flaxtrain.typing import Array
 
 __all__ = ["OptState"]
@@ -19,8 +20,9 @@ class OptState(NamedTuple):
             object does not tell.
         hyperparams: for each group, the numbers that the last update used, or the first one
             will, by name: float scalars (float32, float64 under x64), and a pair b, 1 - b for
-            the decay of a moving average. Constants are read from here; `set_hyperparameters`
-            edits them. The `clip_norm` of the whole gradient is that of the group `"default"`.
+            the decay of a moving average; one leaf of the tree for each group. Constants are
+            read from here; `set_hyperparameters` edits them. The `clip_norm` of the whole
+            gradient is that of the group `"default"`.
         slots: for a named optimizer, a tree like the trained parameters for each slot, by the
             slot's name; for an object, the object's own state. Where groups have different
             optimizers, a dict of those, by the name of a group that has it:
@@ -29,5 +31,5 @@ class OptState(NamedTuple):
 
     count: Any  # an Array; `count` is also a method of tuple
     learning_rates: dict[str, Array]
-    hyperparams: dict[str, dict[str, Any]]
+    hyperparams: dict[str, Scalars]
     slots: Any

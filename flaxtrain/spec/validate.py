@@ -18,11 +18,12 @@ from flaxtrain.errors import (
 from flaxtrain.optim import NAMED, with_extra_args
 from flaxtrain.optim.registry import NamedOptimizer
 from flaxtrain.optim.stages import DECAY
+from flaxtrain.optim.transform import same_value
 from flaxtrain.params import check_decay_choice
 from flaxtrain.schedules import Schedule
-from flaxtrain.spec.declaration import name_of, names_of
+from flaxtrain.spec.declaration import as_float, name_of, names_of
 from flaxtrain.spec.freeze import Freeze
-from flaxtrain.spec.group import Group
+from flaxtrain.spec.group import DEFAULT, Group
 from flaxtrain.spec.hyperparameters import adjustable
 from flaxtrain.spec.layer_decay import LayerDecay
 
@@ -79,6 +80,27 @@ def as_tuple(values: Any, kind: type[T], *, where: str) -> tuple[T, ...]:
     return tuple(found)
 
 
+def as_groups(groups: Any, optimizer: Any) -> tuple[Group, ...]:
+    """Returns groups with floats where their optimizer, or else `optimizer`, means floats."""
+    found: list[Group] = []
+    for group in as_tuple(groups, Group, where="OptSpec(groups=...)"):
+        given = group.hyperparameters
+        settled = with_floats(given, group.optimizer or optimizer)
+        same = same_value(settled, given)
+        found.append(group if same else group.replace(hyperparameters=settled))
+    return tuple(found)
+
+
+def with_floats(given: Sequence[tuple[str, T]], optimizer: Any) -> tuple[tuple[str, T], ...]:
+    """Returns hyperparameters with floats for integers where a named optimizer means floats.
+
+    Block sizes, seeds and the like stay integers.
+    """
+    entry = NAMED.get(optimizer) if isinstance(optimizer, str) else None
+    numbers = {} if entry is None else adjustable(entry)
+    return tuple((name, as_float(v) if name in numbers else v) for name, v in given)
+
+
 def as_freezes(rules: Any) -> tuple[Freeze, ...]:
     """Returns what is frozen as rules; a selector alone means for ever."""
     several = rules if isinstance(rules, (tuple, list)) else (rules,)
@@ -121,12 +143,12 @@ def _check_own(group: Group, optimizer: Any, where: str) -> None:
 
 
 def _check_groups(spec: OptSpec) -> None:
-    labels: dict[str, int] = {"default": -1}
+    labels: dict[str, int] = {DEFAULT: -1}
     for index, group in enumerate(spec.groups):
         where = f"Group({group.select!r})"
         label = group.label(index)
         if label in labels:
-            taken = "the rest" if label == "default" else f"group number {labels[label]}"
+            taken = "the rest" if label == DEFAULT else f"group number {labels[label]}"
             raise ArgumentError(
                 f"the name {label!r} is that of {taken}",
                 where=where,
@@ -181,6 +203,12 @@ def _check_hyperparameters(spec: OptSpec, entry: NamedOptimizer, where: str) -> 
                 f"{name} is no number and can't follow a schedule: {value!r}",
                 where=where,
                 fix=f"numbers of {spec.optimizer}: {', '.join(numbers) or '(none)'}",
+            )
+        if name in entry.once:
+            raise ArgumentError(
+                f"{name} is read only when slots begin, and can't follow a schedule: {value!r}",
+                where=where,
+                fix="pass a number",
             )
         extremes[name] = _extremes(value, name, where)
     stages: Any = ()

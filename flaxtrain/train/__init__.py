@@ -1,8 +1,8 @@
 """The training step, its state and its loss contract: pure functions over one pytree."""
 
-from flaxtrain.train.cached_loss import joined
+from flaxtrain.train.cached_loss import batch_with_features
 from flaxtrain.train.contract import STEP_METRICS, LossFn, LossOutput
-from flaxtrain.train.frozen_calls import FrozenFeatures
+from flaxtrain.train.frozen_calls import CACHE_FROZEN, FrozenFeatures
 from flaxtrain.train.frozen_features import features_of, frozen_features
 from flaxtrain.train.model import BoundModel, call_arguments
 from flaxtrain.train.recipe import Recipe, make_recipe
@@ -12,6 +12,7 @@ from flaxtrain.train.supervised import SupervisedLoss, check_labels, check_loss
 from flaxtrain.train.with_collection import CollectionLoss
 
 __all__ = [
+    "CACHE_FROZEN",
     "STEP_METRICS",
     "BoundModel",
     "CollectionLoss",
@@ -22,13 +23,13 @@ __all__ = [
     "Recipe",
     "SupervisedLoss",
     "TrainState",
+    "batch_with_features",
     "call_arguments",
     "check_labels",
     "check_loss",
     "eval_step",
     "features_of",
     "frozen_features",
-    "joined",
     "make_recipe",
     "predict_step",
     "train_step",

@@ -9,16 +9,16 @@ from typing import Any
 from flaxtrain.train.frozen_calls import AnsweredCalls, FrozenFeatures
 from flaxtrain.typing import Batch
 
-__all__ = ["CachedLoss", "joined"]
+__all__ = ["CachedLoss", "batch_with_features"]
 
 _FEATURES, _BATCH = "flaxtrain/frozen_features", "flaxtrain/batch"
 
 
-def joined(batch: Batch, features: Sequence[Any]) -> dict[str, Any]:
+def batch_with_features(batch: Batch, features: Sequence[Any]) -> dict[str, Any]:
     """Returns a batch that carries its features; a dict keeps its entries, and its weights.
 
     Example:
-        >>> joined({"label": 3}, ["the features"])
+        >>> batch_with_features({"label": 3}, ["the features"])
         {'label': 3, 'flaxtrain/frozen_features': ('the features',)}
     """
     entries = batch if isinstance(batch, Mapping) else {_BATCH: batch}
@@ -26,7 +26,7 @@ def joined(batch: Batch, features: Sequence[Any]) -> dict[str, Any]:
 
 
 def _apart(batch: Mapping[str, Any]) -> tuple[Batch, tuple[Any, ...]]:
-    """Inverse of `joined`."""
+    """Inverse of `batch_with_features`."""
     entries = dict(batch)
     features = entries.pop(_FEATURES)
     return entries.get(_BATCH, entries), features
@@ -34,7 +34,7 @@ def _apart(batch: Mapping[str, Any]) -> tuple[Batch, tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class CachedLoss:
-    """A loss function whose batches carry the features of the frozen modules, see `joined`.
+    """A loss function whose batches are those of `batch_with_features`.
 
     Args:
         loss_fn: the loss function, for batches without features.

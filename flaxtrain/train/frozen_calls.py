@@ -8,6 +8,7 @@ same order each time it is traced, so a call is known by its number.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,15 +28,19 @@ from flaxtrain.typing import Key
 
 __all__ = [
     "AS_THEY_COME",
+    "CACHE_FROZEN",
     "AnsweredCalls",
     "Calls",
     "FrozenCall",
     "FrozenFeatures",
     "SeparateCalls",
+    "WatchedCall",
     "WatchedCalls",
 ]
 
-WHERE = "fit(cache_frozen=True)"
+CACHE_FROZEN = "fit(cache_frozen=True)"
+"""Where, errors say, features were asked for that can't be cached."""
+
 _ARRAYS = (jax.Array, np.ndarray)
 
 _fresh = itertools.count()
@@ -76,6 +81,16 @@ class FrozenFeatures:
 
     Attributes:
         calls: the calls of frozen modules in one run of the loss function, in their order.
+
+    Example:
+        >>> shapes = (jax.ShapeDtypeStruct((16, 4), jnp.float32),) * 2
+        >>> tree = jax.tree.structure((0, 0))
+        >>> call = FrozenCall(("encoder",), "encode", shapes, tree, needed=(True, False))
+        >>> features = FrozenFeatures((call,))
+        >>> features.names, features.bytes_per_example
+        (('encoder.encode',), 16)
+        >>> [float(jnp.max(output)) for output in features.answers([jnp.ones((16, 4))])[0]]
+        [1.0, 0.0]
     """
 
     calls: tuple[FrozenCall, ...]
@@ -136,7 +151,7 @@ AS_THEY_COME = Calls()
 """The frozen modules run, at no further cost."""
 
 
-class _Intercepted(Calls):
+class _Intercepted(Calls, ABC):
     """Hands the calls of frozen modules to `_call`, in the trace in which this was made.
 
     Attributes:
@@ -179,7 +194,7 @@ class _Intercepted(Calls):
             raise ModelError(
                 f"the frozen module {path_name(scope.path)!r} is called within a "
                 "transformation (nn.jit, nn.remat, nn.scan, nn.vmap, jax.vmap, ...)",
-                where=WHERE,
+                where=CACHE_FROZEN,
                 fix="make the frozen part a module of its own, with the transformation inside "
                 "it, or leave cache_frozen out",
             )
@@ -191,10 +206,18 @@ class _Intercepted(Calls):
         finally:
             self._inside = False
 
+    @abstractmethod
     def _call(
         self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
     ) -> Any:
-        raise NotImplementedError
+        """Returns what a call of a frozen module returns.
+
+        Args:
+            frozen: the module, or the one that it is inside of.
+            run: makes the call.
+            inputs: its arguments.
+            context: what flax says of it.
+        """
 
 
 @dataclass
@@ -314,7 +337,7 @@ class AnsweredCalls(_Intercepted):
             raise ModelError(
                 f"the loss function calls {path!r}.{context.method_name}, where at first it "
                 f"made {expected}",
-                where=WHERE,
+                where=CACHE_FROZEN,
                 fix="let the loss function call the same modules each time it runs",
             )
         return jax.tree.unflatten(call.tree, answer)

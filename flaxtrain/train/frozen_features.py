@@ -24,7 +24,7 @@ from flaxtrain.train.contract import call_loss
 from flaxtrain.train.dependencies import dependencies
 from flaxtrain.train.frozen_calls import (
     AS_THEY_COME,
-    WHERE,
+    CACHE_FROZEN,
     AnsweredCalls,
     Calls,
     FrozenFeatures,
@@ -85,7 +85,7 @@ def frozen_features(recipe: Recipe, masked: bool = False) -> FrozenFeatures:
     if not calls:
         raise ModelError(
             f"the loss function calls no frozen module ({_frozen_names(recipe)})",
-            where=WHERE,
+            where=CACHE_FROZEN,
             fix="call the frozen modules in the loss, or leave cache_frozen out",
         )
     everything = FrozenFeatures(tuple(c.described([True] * len(c.outputs)) for c in calls))
@@ -115,6 +115,18 @@ def features_of(
 
     Returns:
         Arrays `[rows, ...]` as in `features.shapes`.
+
+    Example:
+        >>> import flax.linen as nn, numpy as np
+        >>> from flaxtrain import OptSpec, make_recipe
+        >>> batch = {"x": np.ones((16, 3), "float32"), "label": np.zeros(16, "int32")}
+        >>> spec = OptSpec("sgd", learning_rate=0.1, freeze=["layers_0/**"])
+        >>> recipe = make_recipe(nn.Sequential([nn.Dense(8), nn.Dense(2)]), spec, batch)
+        >>> state, features = recipe.init(), frozen_features(recipe)
+        >>> program = jax.jit(lambda *args: features_of(recipe, features, *args))
+        >>> (found,) = program(state, batch)
+        >>> bool(jnp.allclose(found, batch["x"] @ state.params["layers_0"]["kernel"]))
+        True
     """
     calls = WatchedCalls()
     _, *rows = row_weights(batch, mask)
@@ -244,12 +256,14 @@ def _needed(recipe: Recipe, features: FrozenFeatures, inputs: _Inputs) -> list[b
 def _check_frozen(recipe: Recipe) -> None:
     if not recipe.phase.frozen or recipe.trainable is None:
         raise ArgumentError(
-            "nothing is frozen", where=WHERE, fix="pass OptSpec(freeze=[...]), or leave it out"
+            "nothing is frozen",
+            where=CACHE_FROZEN,
+            fix="pass OptSpec(freeze=[...]), or leave it out",
         )
     if not recipe.frozen.modules:
         raise ModelError(
             "parameters are frozen, but no module with all of its own",
-            where=WHERE,
+            where=CACHE_FROZEN,
             fix="freeze whole modules (freeze=['backbone/**']), or leave cache_frozen out",
         )
 
@@ -268,7 +282,7 @@ def _check_call(call: WatchedCall, before: Source | None, after: Source | None) 
         raise ModelError(
             f"{name} (stats={call.frozen.stats!r}, mode={call.frozen.mode!r}) writes to the "
             f"collection {call.wrote[0]!r}: statistics of the batch, or something sown",
-            where=WHERE,
+            where=CACHE_FROZEN,
             fix="freeze it with stats='hold' and mode='eval' and sow nothing in it, or leave "
             "cache_frozen out",
         )
@@ -277,7 +291,7 @@ def _check_call(call: WatchedCall, before: Source | None, after: Source | None) 
     if call.opaque:
         raise ModelError(
             f"{name} returns a {call.opaque[0]} from {call.method!r}, not arrays",
-            where=WHERE,
+            where=CACHE_FROZEN,
             fix="return arrays, or leave cache_frozen out",
         )
 
@@ -301,7 +315,7 @@ _INPUT_FIXES = {
 def _depends(what: str, source: Source, fixes: dict[str, str]) -> FlaxtrainError:
     return ModelError(
         f"{what} depends on {source}, so it is not the same in every epoch",
-        where=WHERE,
+        where=CACHE_FROZEN,
         fix=fixes[source.kind],
     )
 
@@ -310,7 +324,7 @@ def _check_shapes(features: FrozenFeatures, rows: int) -> None:
     if not features.shapes:
         raise ModelError(
             "the loss doesn't depend on what the frozen modules return",
-            where=WHERE,
+            where=CACHE_FROZEN,
             fix="leave cache_frozen out",
         )
     for call in features.calls:
@@ -319,6 +333,6 @@ def _check_shapes(features: FrozenFeatures, rows: int) -> None:
                 raise ModelError(
                     f"the frozen module {call.name!r} returns an array of shape {shape.shape}, "
                     f"without the batch's {rows} rows in front",
-                    where=WHERE,
+                    where=CACHE_FROZEN,
                     fix="return one row for each example, or leave cache_frozen out",
                 )

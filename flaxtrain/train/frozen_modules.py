@@ -28,6 +28,7 @@ from flax.core import freeze
 from flaxtrain.checks import check_choice
 from flaxtrain.errors import ParameterError
 from flaxtrain.params import Facts, ParamFact
+from flaxtrain.params.low_rank import LORA
 from flaxtrain.spec.freeze import MODES, STATS
 from flaxtrain.train.flags import EVALUATION, force_attributes, forced_arguments
 from flaxtrain.tree import Path, path_name
@@ -275,7 +276,7 @@ def frozen_modules(facts: Facts, frozen: Mapping[Path, tuple[str, str]]) -> Froz
     counted = [
         fact
         for fact in facts.params
-        if jnp.issubdtype(fact.dtype, jnp.inexact) and fact.role != "lora"
+        if jnp.issubdtype(fact.dtype, jnp.inexact) and fact.role != LORA
     ]
     return FrozenModules(tuple(_topmost((), counted, frozen)))
 

@@ -1,7 +1,8 @@
 """Making variables: the loss function is run once on a model that initialises itself.
 
 So parameters are created by the very calls that training will make, whatever method they use
-and whatever the loss function does to the batch first.
+and whatever the loss function does to the batch first. Those that only evaluation asks for are
+created by a second run (`InitialisingModel.evaluation`), beside what training has created.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ __all__ = ["InitialisingModel"]
 
 
 class InitialisingModel(BoundModel):
-    """Looks like a `BoundModel` in training; each call runs the module's `init`.
+    """Looks like a `BoundModel`; each call runs the module's `init`.
 
     Args:
         module: the Linen module.
         rngs: the keys by stream; `"params"` must be among them.
+        train: whether this is training.
 
     Attributes:
         variables: what the calls so far have created, `{"params": ..., "batch_stats": ...}`,
             with flax's partitioning boxes still around the values.
         sown_collections: names of the collections that the calls sowed into; they are not
             state.
+        asked_for_mode: whether the loss function has read `train`, or a call has been given a
+            train flag. If not, a run in evaluation is the same run.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -38,27 +42,49 @@ class InitialisingModel(BoundModel):
         ((4, 2), (3, 2))
     """
 
-    def __init__(self, module: nn.Module, rngs: Mapping[str, Key]) -> None:
-        super().__init__(module, {}, rng=rngs["params"], train=True)
+    def __init__(
+        self, module: nn.Module, rngs: Mapping[str, Key], *, train: bool = True
+    ) -> None:
+        super().__init__(module, {}, rng=rngs["params"], train=train)
         self._init_rngs = dict(rngs)
         self.variables: dict[str, Any] = {}
         self.sown_collections: set[str] = set()
+        self.asked_for_mode = False
+
+    @property
+    def train(self) -> bool:
+        """Whether this is training; that it was asked for is noted."""
+        self.asked_for_mode = True
+        return self._train
+
+    def evaluation(self) -> InitialisingModel:
+        """Returns a model in evaluation that has these variables; its calls add to them.
+
+        A value that is there already stays. One that is added is what `init` alone makes it in
+        evaluation: it doesn't depend on what training has created.
+        """
+        model = InitialisingModel(self.module, self._init_rngs, train=False)
+        model._add(self.variables)
+        return model
 
     def __call__(self, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Initialises what this call needs and returns its output."""
-        kwargs = with_train_flag(self.module, True, method, args, kwargs)
+        flagged = with_train_flag(self.module, self._train, method, args, kwargs)
+        self.asked_for_mode = self.asked_for_mode or flagged.keys() != kwargs.keys()
         with nn.intercept_methods(self._note_sown):
             output, created = self.module.init_with_output(
-                self._init_rngs, *args, method=method, **kwargs
+                self._init_rngs, *args, method=method, **flagged
             )
         created = unfreeze(created)
         self.sown = {k: v for k, v in created.items() if k in self.sown_collections}
-        created = {k: v for k, v in created.items() if k not in self.sown_collections}
+        self._add({k: v for k, v in created.items() if k not in self.sown_collections})
+        return output
+
+    def _add(self, created: Mapping[str, Any]) -> None:
         self.variables = _merged(self.variables, created)
         plain = meta.unbox(self.variables)
         self.params = plain.get("params", {})
         self.collections = {name: tree for name, tree in plain.items() if name != "params"}
-        return output
 
     def _note_sown(
         self,

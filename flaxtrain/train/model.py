@@ -10,7 +10,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.errors import InvalidRngError, ScopeParamNotFoundError, ScopeParamShapeError
+from flax.errors import (
+    InvalidRngError,
+    ModifyScopeVariableError,
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    ScopeParamShapeError,
+    ScopeVariableNotFoundError,
+)
 
 from flaxtrain.errors import ModelError
 from flaxtrain.train.flags import TRAIN_FLAGS
@@ -77,9 +84,9 @@ class BoundModel:
         weight: float `[rows]`, the weight of each row; None when all are 1.
         sown: collections that the module sows afresh in each call.
         frozen: the frozen modules, which run as in evaluation.
+        unmade: why not all variables of evaluation were made; None where they were.
 
     Attributes:
-        train: whether this is training.
         mask: see above. Give it to every `Mean` of your own: `Mean.of(values, model.mask)`.
         weight: see above; `mask` times the weights that came with the batch.
         collections: the mutable collections after the calls so far.
@@ -102,22 +109,29 @@ class BoundModel:
         weight: Array | None = None,
         sown: tuple[str, ...] = (),
         frozen: FrozenModules = NOTHING_FROZEN,
+        unmade: str | None = None,
     ) -> None:
         self.module, self.params = module, params
         self.collections: dict[str, Any] = dict(collections or {})
-        self.train, self.mask, self.weight = train, mask, weight
+        self._train, self.mask, self.weight = train, mask, weight
         self.sown: dict[str, Any] = {}
         self.frozen_calls: Calls = AS_THEY_COME
         self._rng, self._streams, self._step = rng, streams, step
         self._sown_names, self._frozen = sown, frozen if train else NOTHING_FROZEN
-        self._calls = 0
+        self._calls, self._unmade = 0, unmade
+
+    @property
+    def train(self) -> bool:
+        """Whether this is training."""
+        return self._train
 
     def __call__(self, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Applies the module, or one of its methods, and returns its output.
 
         Raises:
-            ModelError: the module draws random numbers in evaluation, or BatchNorm meets rows
-                that the row mask does not fit.
+            ModelError: the module draws random numbers or writes to variables in evaluation,
+                asks for variables that were not made or have another shape, or BatchNorm meets
+                rows that the row mask does not fit.
         """
         kwargs = with_train_flag(self.module, self.train, method, args, kwargs)
         index, self._calls = self._calls, self._calls + 1
@@ -127,7 +141,7 @@ class BoundModel:
             self._frozen.applied(rngs) as frozen_rngs,
             self.frozen_calls.applied(self._frozen, rngs) as call_rngs,
             row_mask(self.mask, rngs) as extra_rngs,
-            _explained(self.module, self.train),
+            _explained(self.module, self.train, self._unmade),
         ):
             output = self.module.apply(
                 {"params": self.params, **self.collections},
@@ -142,7 +156,8 @@ class BoundModel:
             self.sown = {
                 name: changed.pop(name) for name in self._sown_names if name in changed
             }
-            changed = jax.tree.map(_as_stored, dict(changed), self.collections | {})
+            stored = {name: self.collections[name] for name in changed}
+            changed = jax.tree.map(_as_stored, dict(changed), stored)
             self.collections |= self._frozen.held(changed, self.collections)
         return output
 
@@ -158,7 +173,7 @@ class BoundModel:
         Raises:
             ModelError: there is no randomness here (evaluation).
         """
-        if self._rng is None or not self.train:
+        if self._rng is None or not self._train:
             raise ModelError(
                 f"rng stream {stream!r} was asked for in evaluation",
                 where="model.rng",
@@ -193,15 +208,34 @@ def _as_stored(new: Array, old: Array) -> Array:
     return new.astype(old.dtype)
 
 
+_NOT_MADE = (ScopeParamNotFoundError, ScopeCollectionNotFound, ScopeVariableNotFoundError)
+
+
 @contextmanager
-def _explained(module: nn.Module, train: bool) -> Iterator[None]:
+def _explained(module: nn.Module, train: bool, unmade: str | None) -> Iterator[None]:
     try:
         yield
-    except (ScopeParamShapeError, ScopeParamNotFoundError) as error:
+    except ScopeParamShapeError as error:
         raise ModelError(
             f"the parameters don't fit this call: {_without_link(error)}",
             where=f"{type(module).__name__}.__call__",
             fix="give inputs with the shapes of the training data, except for the batch axis",
+        ) from error
+    except _NOT_MADE as error:
+        reason = "" if unmade is None else f"; the run in evaluation fails with {unmade}"
+        raise ModelError(
+            f"this call asks for a variable that was not made: {_without_link(error)}{reason}",
+            where=f"{type(module).__name__}.__call__",
+            fix="variables are made by the calls of the loss function, in training and in "
+            "evaluation (model.train): let it make this call, too, in a run without errors",
+        ) from error
+    except ModifyScopeVariableError as error:
+        if train:
+            raise
+        raise ModelError(
+            f"the model writes to a variable in evaluation: {_without_link(error)}",
+            where=f"{type(module).__name__}.__call__",
+            fix="evaluation changes nothing: write only when the train flag is true",
         ) from error
     except InvalidRngError as error:
         if train:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,20 @@ from flaxtrain.train.rows import row_weights
 from flaxtrain.typing import Array, Batch, Key, Params
 
 __all__ = ["Probe"]
+
+
+class _Found(NamedTuple):
+    """What the first abstract run has shown.
+
+    `variables` are shapes and dtypes, `sown` the names of collections that are sown; `adds` is
+    whether some variables are created in evaluation only, `unmade` the error that the run in
+    evaluation ends with.
+    """
+
+    variables: dict[str, Any]
+    sown: tuple[str, ...]
+    adds: bool
+    unmade: str | None
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,32 @@ class Probe:
     def run_init(
         self, key: Key, extra_rngs: Mapping[str, Key] | None = None
     ) -> InitialisingModel:
-        """Runs the loss function on a model that initialises itself, and returns that model."""
-        model = InitialisingModel(self.module, {"params": key, **(extra_rngs or {})})
+        """Runs the loss function on a model that initialises itself, and returns that model.
+
+        It runs in training, and then in evaluation too if that creates anything new: the values
+        of what training creates are the same either way.
+        """
+        return self._run({"params": key, **(extra_rngs or {})}, self._found.adds)
+
+    def _run(self, rngs: Mapping[str, Key], adds: bool) -> InitialisingModel:
+        model = InitialisingModel(self.module, rngs)
         run_loss(self.loss_fn, model, _zeros(self.example))
-        return model
+        return self._evaluated(model)[0] if adds else model
+
+    def _evaluated(self, trained: InitialisingModel) -> tuple[InitialisingModel, str | None]:
+        """Returns the model after a run in evaluation, and the error that ended the run.
+
+        A loss function may be for training only, and a model may be broken in evaluation. That
+        is no fault before somebody evaluates, who then meets the same error or is told of it.
+        What calls have created up to there stays: `predict` needs no loss function.
+        """
+        model = trained.evaluation()
+        try:
+            run_loss(self.loss_fn, model, _zeros(self.example))
+        except Exception as error:
+            first = str(error).strip().partition("\n")[0]
+            return model, f"{type(error).__name__}: {first[:200]}"
+        return model, None
 
     def returned(self) -> Any:
         """Returns what the loss function returns, as shapes and dtypes."""
@@ -55,24 +91,49 @@ class Probe:
         )
 
     @cached_property
-    def _abstract(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def _found(self) -> _Found:
         sown: set[str] = set()
+        adds, unmade = False, None
 
         def variables() -> dict[str, Any]:
-            model = self.run_init(jax.random.key(0))
+            nonlocal adds, unmade
+            model = self._run({"params": jax.random.key(0)}, adds=False)
             sown.update(model.sown_collections)
-            return meta.unbox(model.variables)
+            # Python code of models is slow to trace: nobody who asked, nothing to look for.
+            if not model.asked_for_mode:
+                return meta.unbox(model.variables)
+            both, unmade = self._evaluated(model)
+            # Sown in evaluation and kept in training, it is state.
+            sown.update(both.sown_collections - model.variables.keys())
+            adds = jax.tree.structure(both.variables) != jax.tree.structure(model.variables)
+            return meta.unbox(both.variables)
 
-        return jax.eval_shape(variables), tuple(sorted(sown))
+        return _Found(jax.eval_shape(variables), tuple(sorted(sown)), adds, unmade)
 
     @property
     def sown(self) -> tuple[str, ...]:
         """Names of the collections that the module sows."""
-        return self._abstract[1]
+        return self._found.sown
+
+    @property
+    def unmade(self) -> str | None:
+        """Why variables of evaluation may not have been made; None where all were."""
+        return self._found.unmade
 
     def facts(self) -> Facts:
-        """Returns the table of parameters."""
-        return facts_from(self.initialise, self._train, self.example)
+        """Returns the table of parameters, with those that only evaluation uses.
+
+        The loss in training doesn't depend on the latter: their `uses` are 0.
+        """
+        try:
+            adds = self._found.adds  # before anything is recorded: that run isn't to be noted
+        except Exception:
+            adds = False  # the run below fails as well, and its errors are explained
+        return facts_from(
+            lambda extra: self._run({"params": jax.random.key(0), **extra}, adds).variables,
+            self._train,
+            self.example,
+        )
 
     def initialise(self, extra_rngs: Mapping[str, Key]) -> dict[str, Any]:
         """Returns the variables that a run of the loss function creates."""
@@ -84,7 +145,7 @@ class Probe:
         Raises:
             FlaxtrainError: the loss function breaks the contract even for a full batch.
         """
-        params = self._abstract[0].get("params", {})
+        params = self._found.variables.get("params", {})
         jax.eval_shape(self._train, params, self.example)
         mask = jax.ShapeDtypeStruct((jax.tree.leaves(self.example)[0].shape[0],), jnp.bool_)
         try:
@@ -94,7 +155,7 @@ class Probe:
         return None
 
     def _train(self, params: Params, batch: Batch, mask: Array | None = None) -> LossOutput:
-        variables, sown = self._abstract
+        variables = self._found.variables
         collections = {
             name: _zeros(tree) for name, tree in variables.items() if name != "params"
         }
@@ -108,7 +169,7 @@ class Probe:
             train=True,
             mask=real_rows,
             weight=weight,
-            sown=sown,
+            sown=self.sown,
         )
         return call_loss(self.loss_fn, model, batch)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -17,6 +17,7 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import EmptyDatasetError, FlaxtrainError
 from flaxtrain.optim import GradientTransformation
 from flaxtrain.params import Adapters, Facts, LoRA, ParamFact, join_adapters
+from flaxtrain.params.low_rank import LORA
 from flaxtrain.spec import (
     Assignment,
     OptSpec,
@@ -54,7 +55,7 @@ class Recipe:
         assignment: what the spec means for each parameter.
         phase: the phase of the run that this recipe is for.
         tx: the gradient transformation of that phase.
-        facts: the table of parameters.
+        facts: the table of parameters. Those that exist in evaluation only have no `uses`.
         trainable: the paths that are trained; None means all.
         frozen: the frozen modules, and how they behave.
         adapters: the adapters, which are the subtree `lora` of the params; None without.
@@ -63,6 +64,7 @@ class Recipe:
         padding_problem: the error that a batch with padding rows would raise (a scalar loss,
             say), or None when padding is exact.
         example: shapes and dtypes of one batch.
+        probe: makes the variables.
         output: shape and dtype of the model's output where the loss is supervised, else None.
     """
 
@@ -80,6 +82,7 @@ class Recipe:
     sown: tuple[str, ...]
     padding_problem: FlaxtrainError | None
     example: Batch
+    probe: Probe
     output: Any
     _by_phase: dict[int, Recipe] = field(default_factory=dict, repr=False)
     _with_features: dict[Any, Recipe] = field(default_factory=dict, repr=False)
@@ -135,6 +138,8 @@ class Recipe:
     def init(self, seed: int | Key = 0) -> TrainState:
         """Returns the state before the first step: parameters as `module.init` makes them.
 
+        Those that only evaluation asks for are among them, see `Recipe.facts`.
+
         Args:
             seed: an integer or a typed key; the parameters equal those of
                 `module.init(key, ...)`.
@@ -144,7 +149,7 @@ class Recipe:
         params = variables.pop("params", {})
         if self.adapters is not None:
             # A key of its own: the model starts as it would without adapters.
-            own = jax.random.fold_in(key, zlib.crc32(b"lora"))
+            own = jax.random.fold_in(key, zlib.crc32(LORA.encode()))
             params = join_adapters(params, self.adapters.init(own))
         return self.state(params, variables, key)
 
@@ -153,14 +158,15 @@ class Recipe:
         return params if self.adapters is None else self.adapters.lora.merge(params)
 
     @cached_property
-    def _adapted(self) -> _AdaptedApply:
-        assert self.adapters is not None
+    def _apply_fn(self) -> Callable[..., Any]:
+        if self.adapters is None:
+            return self.module.apply
         return _AdaptedApply(self.module, self.adapters.lora)
 
     def state(self, params: Params, collections: Collections, rng: Key) -> TrainState:
         """Returns the state before the phase's first step, from parameters and collections."""
         state = TrainState.create(
-            apply_fn=self.module.apply if self.adapters is None else self._adapted,
+            apply_fn=self._apply_fn,
             params=params,
             tx=self.tx,
             collections=collections,
@@ -185,6 +191,7 @@ class Recipe:
             train=train,
             sown=self.sown,
             frozen=self.frozen,
+            unmade=self.probe.unmade,
             **rows,
         )
 
@@ -209,8 +216,7 @@ class _AdaptedApply:
 # Compiled once per recipe: a recipe is equal to itself only.
 @partial(jax.jit, static_argnums=0)
 def _initial(recipe: Recipe, key: Key) -> dict[str, Any]:
-    probe = Probe(recipe.module, recipe.loss_fn, recipe.example)
-    return meta.unbox(probe.run_init(key).variables)
+    return meta.unbox(recipe.probe.run_init(key).variables)
 
 
 def make_recipe(
@@ -276,6 +282,7 @@ def make_recipe(
         sown=probe.sown,
         padding_problem=probe.padding_problem(),
         example=example,
+        probe=probe,
         output=output,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -188,6 +189,22 @@ def test_a_run_stopped_around_a_boundary_continues_bitwise(
     assert second.compilations["train"] == len(left) + 1
 
 
+def test_a_run_that_passed_a_boundary_continues_from_a_checkpoint_before_it(
+    whole: Whole, tmp_path: Path
+) -> None:
+    hooks = (ft.SaveEvery(FIRST - 1), StopAt(FIRST + 1))
+    trainer(spec(), *hooks, workdir=tmp_path).fit(data(), steps=STEPS)
+    # It is found where it stopped; forget that, as if it had been killed there.
+    shutil.rmtree(tmp_path / "checkpoints" / str(FIRST + 1))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(FIRST - 1)]
+    seen = Seen()
+    second = trainer(spec(), seen, workdir=tmp_path)
+    second.fit(data(), steps=STEPS)
+    assert int(seen.states[0].step) == FIRST - 1
+    assert bits(second.state) == whole.bits
+
+
+@pytest.mark.slow  # the test above goes the same way, and test_resume.py kills a process
 def test_a_run_killed_behind_a_boundary_continues_from_a_checkpoint_before_it(
     whole: Whole, tmp_path: Path
 ) -> None:
@@ -394,7 +411,7 @@ def test_tensorboard_has_the_rates_and_decays_of_each_group_as_applied(whole: Wh
     head, default = (curve(whole, f"learning_rate/{name}") for name in ("head", "default"))
     assert "learning_rate" not in events(whole).Tags()["scalars"]
     # Log points: every third batch, the end of each phase (4 and 7), and the end of the run.
-    assert head.keys() == default.keys() >= {3, 6, 9, 10}
+    assert head.keys() == default.keys() == {3, FIRST, 6, FIRST + EVERY, 9, STEPS}
     assert set(head.values()) == {np.float32(2 * RATE)}
     # The backbone is frozen at first; after a thawing it is its largest rate that is told.
     frozen = {step: value for step, value in default.items() if step <= FIRST}
@@ -435,6 +452,16 @@ def test_tensorboard_has_the_norms_of_each_group_over_what_is_trained(whole: Who
 def test_no_row_of_metrics_mixes_two_phases(whole: Whole) -> None:
     steps = Counter(row["step"] for row in whole.result.history.train)
     assert set(steps) >= {FIRST, FIRST + EVERY} and set(steps.values()) == {1}
+
+
+def test_the_last_row_of_a_phase_is_of_all_metrics(whole: Whole) -> None:
+    names = ("grad_norm", "update_norm", "param_norm", "learning_rate", "weight_decay")
+    found = {
+        row["step"]: {name for name in row if name.startswith(names)}
+        for row in whole.result.history.train
+    }
+    assert found[FIRST] == found[3], "the head alone is trained"
+    assert found[FIRST + EVERY] == found[6] > found[3]
 
 
 def test_what_is_edited_at_a_step_that_is_saved_already_is_saved(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def rows(plan: ft.Plan) -> dict[str, Any]:
 
 def test_each_parameter_has_its_group_decay_factor_and_time(plan: ft.Plan) -> None:
     found = {
-        path: (row.group, row.decay, row.lr_mult, row.trainable)
+        path: (row.group, row.decay, row.lr_mult, row.when or row.trainable)
         for path, row in rows(plan).items()
     }
     assert found == {
@@ -118,10 +118,10 @@ def test_a_freeze_within_the_run_is_told_as_spans() -> None:
         later,
     ]
     found = rows(plan_of(ft.OptSpec("adam", 1e-3, freeze=freeze)))
-    assert found["layers_1/bias"].trainable == "until step 5, from step 8"
-    assert found["layers_0/kernel"].trainable == "until step 6"
-    assert found["layers_0/bias"].trainable == "steps 3:6"
-    assert found["layers_2/bias"].trainable is True
+    assert found["layers_1/bias"].when == "until step 5, from step 8"
+    assert found["layers_0/kernel"].when == "until step 6"
+    assert found["layers_0/bias"].when == "steps 3:6"
+    assert found["layers_2/bias"].when == "" and found["layers_2/bias"].trainable is True
 
 
 def test_what_an_optimizer_object_decays_is_not_known() -> None:

@@ -99,7 +99,7 @@ def test_a_hundredth_of_the_weights_may_have_role_other() -> None:
 
 def test_a_dead_parameter_that_is_trained() -> None:
     (text,) = warned(sgd(), Dead())
-    assert text.startswith("no output depends on unused, and they are trained")
+    assert text.startswith("the loss of training does not depend on unused, and they")
     assert warned(sgd(freeze="unused"), Dead()) == ()
 
 
@@ -118,7 +118,7 @@ def test_decay_of_nothing() -> None:
 
 def test_layer_decay_where_the_depth_is_not_known() -> None:
     dead, text = warned(sgd(layer_decay=0.5), Dead())
-    assert dead.startswith("no output depends on")
+    assert dead.startswith("the loss of training does not depend on")
     assert text.startswith("layer_decay: the depth of unused is not known")
     assert len(warned(sgd(layer_decay=ft.LayerDecay(0.5, layer_of={"unused": 0})), Dead())) == 1
     assert len(warned(sgd(layer_decay=ft.LayerDecay(0.5, layer_of=lambda f: 0)), Dead())) == 1

@@ -17,10 +17,15 @@ INF = np.inf
 
 
 def slope(function: Any, *arguments: Any, **keywords: Any) -> jax.Array:
-    """Returns the gradient of the sum by the first argument."""
-    return jax.grad(lambda x: jnp.sum(function(x, *arguments[1:], **keywords)))(
+    """Returns the gradient of the sum by the first argument, compiled as one program."""
+    return jax.jit(jax.grad(lambda x: jnp.sum(function(x, *arguments[1:], **keywords))))(
         jnp.asarray(arguments[0], jnp.float32)
     )
+
+
+def value(function: Any, *arguments: Any, **keywords: Any) -> jax.Array:
+    """Returns the loss, compiled as one program: without jit every operation is one."""
+    return jax.jit(lambda: function(*arguments, **keywords))()
 
 
 def test_a_class_of_probability_zero_that_is_not_asked_for_costs_nothing() -> None:
@@ -76,8 +81,8 @@ def test_a_vector_of_length_zero_has_similarity_zero() -> None:
 def test_a_batch_without_positive_pairs_or_negatives_has_a_loss() -> None:
     x = jnp.array([[1.0, 0.0], [0.5, 1.0], [0.3, 0.2]])
     different, equal = jnp.arange(3), jnp.zeros(3, jnp.int32)
-    assert np.isnan(optax.losses.ntxent(x, different))
-    assert losses.ntxent(x, different) == 0.0
+    assert np.isnan(value(optax.losses.ntxent, x, different))
+    assert value(losses.ntxent, x, different) == 0.0
     assert not slope(losses.ntxent, x, different).any()
     assert losses.ntxent(x, equal) == 0.0
     assert np.isfinite(slope(losses.ntxent, x, equal)).all()
@@ -128,13 +133,11 @@ def test_what_stands_in_padded_frames_does_not_matter() -> None:
     logits = np.random.default_rng(0).normal(size=(1, 4, 3)).astype(np.float32)
     paddings = np.array([[0.0, 0.0, 0.0, 1.0]])
     labels, label_paddings = np.array([[1, -1]]), np.array([[0.0, 1.0]])
-    clean = losses.ctc_loss(logits, paddings, labels, label_paddings)
-    logits[0, 3] = np.nan
-    assert np.isnan(
-        optax.ctc_loss(*map(jnp.asarray, (logits, paddings, labels, label_paddings)))
-    )
     arguments = (logits, paddings, labels, label_paddings)
-    np.testing.assert_array_equal(losses.ctc_loss(*arguments), clean)
+    clean = value(losses.ctc_loss, *arguments)
+    logits[0, 3] = np.nan
+    assert np.isnan(value(optax.ctc_loss, *map(jnp.asarray, arguments)))
+    np.testing.assert_array_equal(value(losses.ctc_loss, *arguments), clean)
     gradient = slope(losses.ctc_loss, *arguments)
     assert np.isfinite(gradient).all() and not gradient[0, 3].any()
 
@@ -142,12 +145,13 @@ def test_what_stands_in_padded_frames_does_not_matter() -> None:
 def test_ctc_refuses_labels_that_are_no_class_and_knows_impossible_ones() -> None:
     logits, nothing = np.zeros((1, 3, 3), np.float32), np.zeros((1, 3))
     bad = (logits, nothing, np.array([[7]]), np.zeros((1, 1)))
-    assert optax.ctc_loss(*map(jnp.asarray, bad)) < 3.0  # as if the label were certain
+    theirs = value(optax.ctc_loss, *map(jnp.asarray, bad))
+    assert theirs < 3.0  # as if the label were certain
     assert np.isnan(losses.ctc_loss(*bad)).all()
     logits[..., 1] = -INF
     impossible = (logits, nothing, np.array([[1]]), np.zeros((1, 1)))
-    assert np.isnan(optax.ctc_loss(*map(jnp.asarray, impossible))).all()
-    assert losses.ctc_loss(*impossible) > 1e4
+    assert np.isnan(value(optax.ctc_loss, *map(jnp.asarray, impossible))).all()
+    assert value(losses.ctc_loss, *impossible) > 1e4
     assert np.isfinite(slope(losses.ctc_loss, *impossible)).all()
 
 
@@ -221,10 +225,10 @@ def test_two_batches_of_one_rank_meet_as_in_optax(name: str) -> None:
     if name == "sparsemax_loss":
         b = jnp.round(b)
     ours, theirs = getattr(losses, name), getattr(optax.losses, name)
-    wanted = theirs(a, b)
+    found, wanted = value(ours, a, b), value(theirs, a, b)
     assert wanted.shape in ((4, 3), (4, 3, 5), ())
-    assert ours(a, b).shape == wanted.shape
-    np.testing.assert_allclose(ours(a, b), wanted, rtol=1e-5, atol=1e-6)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(slope(ours, a, b), slope(theirs, a, b), rtol=1e-4, atol=1e-5)
     with pytest.raises(ft.errors.LossError, match="don't fit"):
         ours(b, a[0])
@@ -276,9 +280,10 @@ def test_optax_takes_labels_of_few_bits_for_other_ones() -> None:
 def test_ctc_takes_labels_of_few_bits(dtype: str, classes: int) -> None:
     logits = np.random.default_rng(8).normal(size=(1, 4, classes)).astype(np.float32)
     labels, nothing = np.array([[min(classes - 1, 127), 1]]), np.zeros((1, 4))
-    wanted = losses.ctc_loss(logits, nothing, labels, np.zeros((1, 2)))
+    wanted = value(losses.ctc_loss, logits, nothing, labels, np.zeros((1, 2)))
     assert np.isfinite(wanted).all()
-    found = losses.ctc_loss(logits, nothing, labels.astype(dtype), np.zeros((1, 2)))
+    few = labels.astype(dtype)
+    found = value(losses.ctc_loss, logits, nothing, few, np.zeros((1, 2)))
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -290,12 +295,12 @@ def test_multiclass_losses_of_half_precision_are_computed_in_float32(
     scores = jnp.asarray(np.random.default_rng(9).normal(size=(4, 5)), dtype)
     labels = jnp.array([0, 1, 4, 2])
     ours, theirs = getattr(losses, name), getattr(optax.losses, name)
-    loss, wanted = ours(scores, labels), theirs(scores, labels)
+    loss, wanted = value(ours, scores, labels), value(theirs, scores, labels)
     assert loss.dtype == wanted.dtype == jnp.float32
-    np.testing.assert_array_equal(loss, ours(scores.astype(jnp.float32), labels))
+    np.testing.assert_array_equal(loss, value(ours, scores.astype(jnp.float32), labels))
     # Optax computes s + 1 and the projection in the dtype of the scores, of size 1 to 4.
     np.testing.assert_allclose(loss, wanted, atol=max(1e-6, 4 * float(jnp.finfo(dtype).eps)))
-    gradient = jax.grad(lambda s: ours(s, labels).sum())(scores)
+    gradient = jax.jit(jax.grad(lambda s: ours(s, labels).sum()))(scores)
     assert gradient.dtype == dtype and np.isfinite(np.asarray(gradient, np.float32)).all()
 
 
@@ -303,7 +308,8 @@ def test_the_gradient_of_sparsemax_by_half_precision_scores_exists() -> None:
     scores, labels = jnp.ones((2, 3), jnp.bfloat16), jnp.array([0, 1])
     with pytest.raises(TypeError, match="primal and tangent"):
         jax.grad(lambda s: optax.losses.multiclass_sparsemax_loss(s, labels).sum())(scores)
-    gradient = jax.grad(lambda s: losses.multiclass_sparsemax_loss(s, labels).sum())(scores)
+    loss = losses.multiclass_sparsemax_loss
+    gradient = jax.jit(jax.grad(lambda s: loss(s, labels).sum()))(scores)
     # sparsemax of equal scores is 1/3 each; bfloat16 has 8 bits.
     np.testing.assert_allclose(
         np.asarray(gradient, np.float32), 1 / 3 - np.eye(3)[:2], rtol=2**-8

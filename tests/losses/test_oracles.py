@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,12 @@ def ctc_by_enumeration(logits: np.ndarray, labels: list[int], blank: int) -> flo
     return -np.log(total) if total else np.inf
 
 
+@functools.partial(jax.jit, static_argnums=4)
+def compiled_ctc(*arguments: Any) -> Any:
+    *arrays, blank = arguments
+    return losses.ctc_loss_with_forward_probs(*arrays, blank_id=blank)
+
+
 @pytest.mark.parametrize("blank", [0, 2])
 @pytest.mark.parametrize("labels", [[], [1], [1, 1], [3, 1], [1, 1, 3], [3, 3, 3]], ids=str)
 def test_ctc_is_the_sum_over_all_alignments(labels: list[int], blank: int) -> None:
@@ -39,9 +47,7 @@ def test_ctc_is_the_sum_over_all_alignments(labels: list[int], blank: int) -> No
         label_padding = (np.arange(room) >= len(labels)).astype(float)[None]
         expected = ctc_by_enumeration(logits[0, :used], labels, blank)
         with jax.enable_x64(True):
-            loss, blanks, _ = losses.ctc_loss_with_forward_probs(
-                logits, frame_padding, padded, label_padding, blank_id=blank
-            )
+            loss, blanks, _ = compiled_ctc(logits, frame_padding, padded, label_padding, blank)
         if np.isinf(expected):  # three equal labels need five frames
             assert loss[0] > 1e4
         else:
@@ -56,6 +62,7 @@ def test_the_gradient_of_ctc_is_that_of_finite_differences() -> None:
     logits = np.random.default_rng(4).normal(size=(1, 4, 3))
     nothing, labels, padding = np.zeros((1, 4)), np.array([[1, 1, 2]]), np.array([[0, 0, 1]])
 
+    @jax.jit
     def loss(x: np.ndarray) -> jax.Array:
         return losses.ctc_loss(x, nothing, labels, padding)[0]
 
@@ -80,7 +87,7 @@ def test_ntxent_is_the_mean_over_positive_pairs() -> None:
             scores = np.exp(unit[[j, *others]] @ unit[i] / temperature)
             terms.append(-np.log(scores[0] / scores.sum()))
     with jax.enable_x64(True):
-        loss = losses.ntxent(x, np.array(labels), temperature)
+        loss = jax.jit(lambda x: losses.ntxent(x, np.array(labels), temperature))(x)
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-12)
 
 
@@ -115,9 +122,15 @@ def test_the_generalised_dice_loss_weighs_classes_by_their_inverse_squared_size(
 
 def test_the_sparsemax_loss_is_the_conjugate_minus_the_label_s_score() -> None:
     """The distribution is found by bisection on its threshold."""
-    rng = np.random.default_rng(7)
+    rng, label = np.random.default_rng(7), 2
+
+    @jax.jit
+    @jax.value_and_grad
+    def sparsemax(scores: jax.Array) -> jax.Array:
+        return losses.multiclass_sparsemax_loss(scores, np.array([label])).sum()
+
     for size in (0.3, 1.0, 100.0):
-        s, label = size * rng.normal(size=6), 2
+        s = size * rng.normal(size=6)
         low, high = s.min() - 1, s.max()
         for _ in range(200):
             middle = (low + high) / 2
@@ -126,12 +139,9 @@ def test_the_sparsemax_loss_is_the_conjugate_minus_the_label_s_score() -> None:
         one_hot = np.eye(6)[label]
         expected = p @ s - p @ p / 2 - s[label] + 0.5
         with jax.enable_x64(True):
-            loss = losses.multiclass_sparsemax_loss(s[None], np.array([label]))
-            slope = jax.grad(
-                lambda x, y=label: losses.multiclass_sparsemax_loss(x, np.array([y])).sum()
-            )
-            np.testing.assert_allclose(slope(jnp.asarray(s)[None])[0], p - one_hot, atol=1e-9)
-        np.testing.assert_allclose(loss[0], expected, rtol=1e-9, atol=1e-9)
+            loss, slope = sparsemax(s[None])
+            np.testing.assert_allclose(slope[0], p - one_hot, atol=1e-9)
+        np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_focal_loss_is_its_formula() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import pytest
 
 from flaxtrain import optim
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
-from tests.runs import layout
+from tests.runs import counted, layout
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
@@ -60,15 +57,9 @@ def test_a_wrong_argument_raises(
 
 def test_it_is_traced_once() -> None:
     tx = optim.scale_by_distance_over_gradients()
-    traces = []
-
-    @jax.jit
-    def update(params: Any, state: Any) -> Any:
-        traces.append(1)
-        return tx.update(params, state, params)
-
+    update, traces = counted(tx.update)
     params = jnp.ones(3, jnp.bfloat16)
     state = tx.init(params)
     for _ in range(2):
-        _, state = update(params, state)
+        _, state = update(params, state, params)
     assert len(traces) == 1

@@ -357,7 +357,7 @@ def test_a_value_prints_as_its_call_and_compares_by_its_fields() -> None:
     assert (lora.scale, LoRA("**", rank=4).scale) == (2.0, 1.0)
     assert hash(LoRA(["a", nn.Dense], rank=1)) == hash(LoRA(["a", nn.Dense], rank=1))
     adapters = bind(LoRA("kernel", rank=1), nn.Dense(3), models.ROW)
-    assert repr(adapters) == "Adapters(LoRA('kernel', rank=1): 1 kernels, 11 values)"
+    assert repr(adapters) == "Adapters(LoRA('kernel', rank=1): 1 kernel, 11 values)"
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -378,6 +378,7 @@ def test_a_value_prints_as_its_call_and_compares_by_its_fields() -> None:
         ({"select": None}, ArgumentTypeError, "None"),
         ({"select": "#kernl"}, UnknownNameError, "kernl"),
         ({"train": 3}, ArgumentTypeError, "3"),
+        ({"aplha": 8}, ArgumentTypeError, "did you mean 'alpha'"),
     ],
 )
 def test_an_argument_out_of_range_is_refused(

@@ -421,7 +421,7 @@ def test_an_error_of_a_function_says_at_which_parameter() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_the_table_of_facts_comes_first() -> None:
-    with pytest.raises(ArgumentTypeError, match="pass param_facts"):
+    with pytest.raises(ArgumentTypeError, match="facts is a dict, not a table of facts"):
         select({"kernel": 1}, "kernel")
     with pytest.raises(ArgumentTypeError, match="params is a int"):
         selected_tree(net(), 3, "enc")

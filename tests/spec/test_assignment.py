@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flaxtrain import optim
-from flaxtrain.errors import FlaxtrainError, ParameterError, UnknownNameError
+from flaxtrain.errors import ArgumentError, FlaxtrainError, ParameterError, UnknownNameError
 from flaxtrain.schedules import linear_schedule
 from flaxtrain.spec import AssignedGroup, Freeze, Group, LayerDecay, OptSpec, assign
 from flaxtrain.tree import path_name
@@ -166,6 +166,26 @@ def test_layer_decay_scales_the_rates_of_layers() -> None:
     assert scales(LayerDecay(0.5, layer_of={"norm": 2}))["norm"] == 1.0
     unscaled = assign(OptSpec("sgd", 0.1), net_facts()).params.values()
     assert {about.scale for about in unscaled} == {1.0}
+
+
+def test_one_trained_parameter_that_decays_is_enough_for_a_decay_towards_the_start() -> None:
+    group = Group("head", weight_decay=0.1)
+    spec = OptSpec("adam", 0.1, decay_to="init", groups=[group])
+    assert [path_name(p) for p, row in assign(spec, net_facts()).params.items() if row.decays]
+    assign(spec.replace(freeze=[Freeze("head", until=3)]), net_facts())
+    with pytest.raises(ParameterError, match="no trained parameter decays"):
+        assign(spec.replace(freeze=["head"]), net_facts())
+    with pytest.raises(ParameterError, match="no trained parameter decays"):
+        assign(spec, net_facts(), still=frozenset({("head", "kernel")}))
+
+
+def test_only_rates_that_are_read_again_may_rise_after_thawing() -> None:
+    rule = Freeze("body", until=3, rewarm=2)
+    groups = [Group("head", optimizer="rprop")]
+    assign(OptSpec("sgd", 0.1, freeze=[rule], groups=groups), net_facts())
+    assign(OptSpec("rprop", 0.1, freeze=[rule.replace(rewarm=0)]), net_facts())
+    with pytest.raises(ArgumentError, match="rprop reads it only once, when step sizes begin"):
+        assign(OptSpec("rprop", 0.1, freeze=[rule]), net_facts())
 
 
 def test_phases_come_from_the_freezes() -> None:

@@ -14,6 +14,7 @@ import pytest
 import flaxtrain as ft
 from flaxtrain import optim
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, FlaxtrainError, UnknownNameError
+from flaxtrain.optim import NAMED
 from flaxtrain.schedules import linear_schedule
 from flaxtrain.spec import Group, OptSpec, build, set_hyperparameters
 from tests.spec.small import draw, net_facts, stepped
@@ -148,6 +149,15 @@ def test_only_numbers_can_be_edited(values: Any) -> None:
     tx = built()
     with pytest.raises(ArgumentTypeError, match="not a number"):
         set_hyperparameters(tx.init(draw(0)), tx, **values)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in NAMED.items() if entry.once])
+def test_what_is_read_only_when_slots_begin_is_not_edited(name: str) -> None:
+    tx = built(OptSpec(name, 0.1))
+    state = tx.init(draw(0))
+    for key in NAMED[name].once:
+        with pytest.raises(ArgumentError, match=f"{name} reads '{key}' only when slots begin"):
+            set_hyperparameters(state, tx, **{key: 0.01})
 
 
 @pytest.mark.parametrize("group", ["default", "head"])

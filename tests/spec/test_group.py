@@ -42,7 +42,7 @@ def test_the_name_is_made_from_the_selector(group: Group, label: str) -> None:
 
 def test_a_group_prints_compares_and_copies_by_value() -> None:
     group = Group("head", lr_mult=10, weight_decay=np.float32(0.5), b1=0.5)
-    assert repr(group) == "Group('head', lr_mult=10, weight_decay=0.5, b1=0.5)"
+    assert repr(group) == "Group('head', lr_mult=10.0, weight_decay=0.5, b1=0.5)"
     assert group == Group(selector("head"), lr_mult=10, b1=jnp.float32(0.5), weight_decay=0.5)
     assert group != group.replace(lr_mult=5)
     assert group.replace(b1=0.5, lr_mult=10) == group

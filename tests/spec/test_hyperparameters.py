@@ -48,8 +48,10 @@ def given(name: str) -> dict[str, Any]:
 
 
 def numbers(name: str) -> dict[str, float]:
+    """Those that may follow a schedule."""
     entry = NAMED[name]
-    found = {k: v for k, v in given(name).items() if k in adjustable(entry)}
+    may = set(adjustable(entry)) - set(entry.once)
+    found = {k: v for k, v in given(name).items() if k in may}
     if name not in DRAWN_INSIDE:
         found["learning_rate"] = 1e-2
     return found
@@ -108,8 +110,10 @@ def test_a_constant_schedule_gives_the_numbers_of_the_constant(name: str) -> Non
     schedules = {key: constant_schedule(value) for key, value in numbers(name).items()}
     scheduled = trained(spec_of(name, **schedules))
     assert jax.tree.structure(constant[1]) == jax.tree.structure(scheduled[1])
-    # A Python number becomes the same pair b, 1 - b in both, so every bit is the same.
-    jax.tree.map(np.testing.assert_array_equal, constant, scheduled)
+    # A Python number becomes the same pair b, 1 - b in both. Where it is a constant of the
+    # program the compiler may join products, which moves a last place (optimistic_adam).
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(close, constant, scheduled)
 
     def computed(value: float) -> Any:
         return lambda count: jnp.float32(value) + 0 * count
@@ -168,6 +172,13 @@ def test_schedules_that_make_no_sense_are_refused(
         OptSpec("adamw", **{"learning_rate": 0.1, argument: schedule})
     assert "OptSpec('adamw')" in str(caught.value.where)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["adagrad", "rmsprop", "yogi"])
+def test_what_is_read_once_follows_no_schedule(name: str) -> None:
+    for key in NAMED[name].once:
+        with pytest.raises(ArgumentError, match="is read only when slots begin"):
+            spec_of(name, **{key: constant_schedule(0.1)})
 
 
 def test_numbers_follow_their_schedules() -> None:

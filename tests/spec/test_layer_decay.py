@@ -247,7 +247,11 @@ def applied(layer_decay: Any, facts: Any = None) -> Callable[[], Any]:
         (answering(True), ArgumentTypeError, "True is no layer"),
         (answering(((0, 1), 2)), ArgumentTypeError, "((0, 1), 2) is no layer"),
         (applied(0.5), ArgumentTypeError, "layer_decay is a float, not a LayerDecay"),
-        (applied(LayerDecay(0.5), {}), ArgumentTypeError, "facts is a dict, not a Facts"),
+        (
+            applied(LayerDecay(0.5), {}),
+            ArgumentTypeError,
+            "facts is a dict, not a table of facts",
+        ),
         (
             applied(LayerDecay(0.5, layer_of={"Dense_0": 0, "Dense_7": 1})),
             ParameterError,

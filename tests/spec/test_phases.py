@@ -10,7 +10,7 @@ import pytest
 from flaxtrain.errors import ParameterError
 from flaxtrain.params import Facts, param_facts
 from flaxtrain.spec import Freeze
-from flaxtrain.spec.phases import Activity, Frozen, Phase, phase_at, phases_of
+from flaxtrain.spec.phases import Activity, Frozen, Phase, changes_at, phase_at, phases_of
 from tests.spec.small import net_facts
 
 BODY = ("body", "kernel")
@@ -125,3 +125,10 @@ def test_a_rule_that_takes_over_from_an_equal_one_begins_no_phase() -> None:
     phases = phases_of(other, net_facts())
     assert [phase.frozen[BODY].mode for phase in phases[:2]] == ["eval", "train"]
     assert phases[2].trained[HEAD].age == 9
+
+
+def test_what_changes_is_said_by_name() -> None:
+    rules = [Freeze("body/kernel", until=5), Freeze("head/kernel", start=5, slots="drop")]
+    phases = phases_of(rules, net_facts())
+    assert changes_at(phases, phases[0]) == ((), ())
+    assert changes_at(phases, phases[1]) == (("body/kernel",), ("head/kernel",))

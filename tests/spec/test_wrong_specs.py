@@ -246,6 +246,20 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
         ArgumentError,
         ("rewarm='2%', and the parameters never thaw",),
     ),
+    "a warm-up of a rate that is read only once": (
+        resolved(
+            spec(
+                groups=[Group("head", name="top", optimizer="rprop")],
+                freeze=[Freeze("head", 5, rewarm=3)],
+            )
+        ),
+        ArgumentError,
+        (
+            "the learning rate of 'head/bias' can't rise: rprop reads it only once",
+            "where: group 'top': Freeze(rewarm=...)",
+            "leave rewarm out",
+        ),
+    ),
     "an unknown choice of statistics": (
         lambda: Freeze("head", stats="hodl"),  # type: ignore[arg-type]
         UnknownNameError,
@@ -356,6 +370,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
         UnknownNameError,
         ("unknown decay_to 'initial'", "did you mean 'init'?"),
     ),
+    "a decay towards the start where nothing decays": (
+        resolved(lambda: OptSpec("adam", 0.1, decay_to="init")),
+        ParameterError,
+        ("decay_to='init', and no trained parameter decays", "where: OptSpec('adam')"),
+    ),
+    "a decay towards the start of what is never trained": (
+        resolved(spec(decay_to="init", freeze="#kernel")),
+        ParameterError,
+        ("no trained parameter decays", "a decay that selects trained parameters"),
+    ),
     "a decay for a method without one": (
         lambda: OptSpec("fromage", 0.1, groups=[Group("head", weight_decay=0.1)]),
         ArgumentError,
@@ -365,7 +389,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
     "a group without a selector": (
         data(groups=[{"lr_mult": 2.0}]),
         ArgumentError,
-        ("the row selects nothing", "OptSpec.from_dict: groups", "add 'select'"),
+        ("no 'select' is given", "OptSpec.from_dict: groups", "add 'select'"),
     ),
     "a row that is none": (
         data(groups=["head"]),
@@ -379,13 +403,18 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
     ),
     "a misspelt field of a freeze": (
         data(freeze=[{"select": "head", "untill": 3}]),
-        ArgumentTypeError,
-        ("unexpected keyword argument 'untill'", "did you mean 'until'?"),
+        UnknownNameError,
+        ("unknown field 'untill'", "did you mean 'until'?", "OptSpec.from_dict: freeze"),
     ),
     "a misspelt field of a group": (
         data(groups=[{"select": "head", "lr_mul": 3}]),
         UnknownNameError,
         ("unknown argument 'lr_mul'", "did you mean 'lr_mult'?", "where: Group('head')"),
+    ),
+    "a misspelt argument of a layer decay": (
+        lambda: LayerDecay(0.5, min_scal=0.1),  # type: ignore[call-arg]
+        ArgumentTypeError,
+        ("unexpected keyword argument 'min_scal'", "did you mean 'min_scale'?"),
     ),
     "a misspelt field of a layer decay": (
         data(layer_decay={"rat": 0.5}),
@@ -395,7 +424,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
     "a layer decay without a rate": (
         data(layer_decay={"min_scale": 0.5}),
         ArgumentError,
-        ("no rate is given", "OptSpec.from_dict: layer_decay"),
+        ("no 'rate' is given", "add 'rate'", "OptSpec.from_dict: layer_decay"),
     ),
     "an unknown object in a group": (
         data(groups=[{"select": "head", "optimizer": {"object": "adm"}}]),

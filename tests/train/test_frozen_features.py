@@ -15,7 +15,7 @@ import flaxtrain as ft
 from flaxtrain import errors
 from flaxtrain.params import LoRA
 from flaxtrain.train import make_recipe
-from flaxtrain.train.cached_loss import joined
+from flaxtrain.train.cached_loss import batch_with_features
 from flaxtrain.train.frozen_calls import AnsweredCalls, FrozenFeatures, WatchedCalls
 from flaxtrain.train.frozen_features import features_of, frozen_features
 from flaxtrain.train.frozen_modules import FrozenModule, FrozenModules
@@ -154,7 +154,7 @@ def test_a_step_with_features_does_not_run_the_frozen_modules() -> None:
     cached = recipe.with_features(frozen_features(recipe))
     assert cached is recipe.with_features(frozen_features(recipe))
     state = jax.eval_shape(recipe.init)
-    batch = joined(BATCH, [np.zeros((ROWS, 4), "float32")])
+    batch = batch_with_features(BATCH, [np.zeros((ROWS, 4), "float32")])
     with_sine = str(jax.make_jaxpr(lambda s, b: train_step(recipe, s, b))(state, BATCH))
     without = str(jax.make_jaxpr(lambda s, b: train_step(cached, s, b))(state, batch))
     assert "= sin" in with_sine

@@ -190,3 +190,46 @@ def test_inputs_of_another_shape_are_told_with_the_parameter() -> None:
     model = BoundModel(nn.Dense(2), {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)})
     with pytest.raises(errors.ModelError, match=r'"kernel" .* shape \(5, 2\)'):
         model(jnp.ones((4, 5)))
+
+
+class Asking(nn.Module):
+    """Asks for a variable that isn't there, or writes to one."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        if self.kind == "param":
+            return x * self.param("gain", nn.initializers.ones, (3,))
+        count = self.variable("seen", "count", jnp.zeros, ())
+        count.value = count.value + 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "collections", "complaint"),
+    [
+        ("param", {}, 'asks for a variable that was not made: .* "gain"'),
+        ("variable", {}, 'asks for a variable that was not made: .* "count"'),
+        ("variable", {"seen": {"other": jnp.ones(())}}, 'was not made: .* "count"'),
+        ("write", {"seen": {"count": jnp.ones(())}}, 'writes to a variable in .* "count"'),
+    ],
+)
+def test_a_variable_that_evaluation_can_not_have_is_named(
+    kind: str, collections: Any, complaint: str
+) -> None:
+    with pytest.raises(errors.ModelError, match=complaint):
+        BoundModel(Asking(kind), {}, collections)(X)
+
+
+def test_what_is_sown_in_evaluation_leaves_the_collections_alone() -> None:
+    class Sowing(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            self.sow("penalties", "size", jnp.sum(x))
+            return x * self.variable("seen", "count", jnp.zeros, (1, 1)).value
+
+    model = BoundModel(Sowing(), {}, {"seen": {"count": jnp.ones((1, 1))}}, sown=("penalties",))
+    assert model(X).sum() == X.size
+    assert float(model.sown["penalties"]["size"][0]) == X.size
+    assert model.collections.keys() == {"seen"}

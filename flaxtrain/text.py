@@ -1,4 +1,4 @@
-"""Tables as aligned text and as markdown."""
+"""Text that a person reads: tables, lists, numbers with their units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TextTable", "listed"]
+__all__ = ["TextTable", "counted", "listed", "readable_bytes"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +76,29 @@ def listed(names: Sequence[Any], shown: int = 5) -> str:
     """
     rest = len(names) - shown
     return ", ".join(map(str, names[:shown])) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns how many of something there are.
+
+    Example:
+        >>> counted(1, "array"), counted(1000, "value")
+        ('1 array', '1,000 values')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def readable_bytes(number: float) -> str:
+    """Returns a number of bytes as people write it.
+
+    Example:
+        >>> readable_bytes(600), readable_bytes(2048)
+        ('600 B', '2.0 KiB')
+    """
+    if number < 1024:
+        return f"{number} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        number /= 1024
+        if number < 1024:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1024:,.1f} TiB"

@@ -1,10 +1,10 @@
-"""Tables as aligned text and as markdown."""
+"""Text that a person reads: tables, lists, numbers with their units."""
 
 from __future__ import annotations
 
 import pytest
 
-from flaxtrain.params.text_table import TextTable, listed
+from flaxtrain.text import TextTable, counted, listed, readable_bytes
 
 TABLE = TextTable(
     ("name", "size", "selects"),
@@ -50,3 +50,23 @@ def test_rows_of_another_length_are_an_error() -> None:
 )
 def test_a_long_list_is_cut(names: list[str], text: str) -> None:
     assert listed(names, shown=2) == text
+
+
+def test_numbers_have_their_nouns() -> None:
+    found = [counted(number, "array") for number in (0, 1, 2_000)]
+    assert found == ["0 arrays", "1 array", "2,000 arrays"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (4, "4 B"),
+        (1024, "1.0 KiB"),
+        (3 * 2**20, "3.0 MiB"),
+        (2**30, "1.0 GiB"),
+        (2**40, "1.0 TiB"),
+        (2**51, "2,048.0 TiB"),
+    ],
+)
+def test_memory_is_in_readable_units(size: int, text: str) -> None:
+    assert readable_bytes(size) == text

@@ -1,0 +1,29 @@
+"""Checks of arguments. Most are tested where they are used, with the arguments they judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxtrain.checks import floating_dtype
+from flaxtrain.errors import ArgumentTypeError
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float32, np.float64, np.dtype("float16")])
+def test_floating_dtypes_are_known_however_they_are_written(dtype: Any) -> None:
+    assert floating_dtype("dtype", dtype, allow_complex=False) == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [None, "int32", bool, "float31", 3, jnp.ones])
+def test_all_else_is_refused(dtype: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"mu_dtype=.* is not a floating dtype"):
+        floating_dtype("mu_dtype", dtype, where="f")
+
+
+def test_complex_dtypes_are_refused_where_they_will_not_do() -> None:
+    assert floating_dtype("dtype", "complex64") == jnp.complex64
+    with pytest.raises(ArgumentTypeError, match="'complex64' is not a floating dtype"):
+        floating_dtype("dtype", "complex64", allow_complex=False)
