@@ -44,10 +44,12 @@ from flaxtrain.loop import (
 )
 from flaxtrain.metrics import Mean
 from flaxtrain.params import LoRA, Restore
+from flaxtrain.precision import DynamicScale, FixedScale, NoScale
 from flaxtrain.spec import Freeze, Group, LayerDecay, OptSpec, get_lr, set_hyperparameters
 from flaxtrain.train import (
     BoundModel,
     Recipe,
+    StepOptions,
     TrainState,
     eval_step,
     make_recipe,
@@ -60,8 +62,10 @@ __all__ = [
     "BoundModel",
     "Config",
     "Console",
+    "DynamicScale",
     "Evaluate",
     "FitResult",
+    "FixedScale",
     "FlaxtrainError",
     "Freeze",
     "Group",
@@ -70,11 +74,13 @@ __all__ = [
     "LayerDecay",
     "LoRA",
     "Mean",
+    "NoScale",
     "OptSpec",
     "Plan",
     "Recipe",
     "Restore",
     "SaveEvery",
+    "StepOptions",
     "Task",
     "TensorBoard",
     "TrainState",

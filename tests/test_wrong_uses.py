@@ -650,7 +650,7 @@ LOSSES = {
         errors.LossError,
         """metric name 'loss' is one that the step itself reports
   where: loss_fn
-  fix:   choose another name than loss, grad_norm, update_norm, param_norm, learning_rate, weight_decay""",
+  fix:   choose another name than loss, grad_norm, update_norm, param_norm, learning_rate, weight_decay, loss_scale""",
     ),
     "metric of the wrong shape": Row(
         lambda make: make(loss=with_metric("top", lambda logits: logits)).fit([DATA]),

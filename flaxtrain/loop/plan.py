@@ -59,6 +59,7 @@ class Plan:
             number; empty where only an optimizer object knows it.
         start: where the first values come from, as sentences; empty where all are drawn.
         batch: shape and dtype of every leaf of a batch.
+        step: how a step is made, where it is no plain one.
         notes: what was decided without being asked for.
         warnings: what looks wrong.
 
@@ -87,6 +88,7 @@ class Plan:
     learning_rate: AtUpdates
     start: tuple[str, ...]
     batch: dict[str, str]
+    step: str
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -138,6 +140,7 @@ class Plan:
                 ): f"{leaf.dtype}{list(leaf.shape)}"
                 for path, leaf in leaves
             },
+            step=recipe.options.describe(stream.rows),
             notes=notes,
             warnings=warnings_of(recipe, stream, horizon),
         )
@@ -189,6 +192,8 @@ class Plan:
         yield "loss", self.loss
         yield from (("start", line) for line in self.start)
         yield "batch", ", ".join(f"{name} {form}" for name, form in self.batch.items())
+        if self.step:
+            yield "step", self.step
         yield (
             "steps",
             f"{'unknown' if total is None else total}"

@@ -46,6 +46,7 @@ def checkpoint_meta(
     return {
         "spec": spec_data(recipe.spec),
         "adapters": adapters_text(recipe),
+        "accumulate": recipe.options.accumulate,
         "data": data_facts(stream, seed),
         "step": int(step),
         "batches": int(batches),
@@ -105,6 +106,11 @@ def begin(
         for name, value in data_facts(stream, seed).items()
         if data.get(name) != value
     ]
+    before, now = meta.get("accumulate", 1), recipe.options.accumulate
+    if before != now:
+        notes.append(
+            f"accumulate was {before} and is {now}: not the bits that would have followed"
+        )
     if init_from is not None:
         notes.append("init_from= is not read again: the run goes on from its own checkpoint")
     recipe = recipe.at(meta.get("step", 0))

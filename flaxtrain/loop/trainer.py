@@ -31,14 +31,9 @@ from flaxtrain.loop.run import Run
 from flaxtrain.loop.window import EvalProgram, TrainProgram
 from flaxtrain.parallel import Compiled, compiled
 from flaxtrain.params import LoRA, Restore
+from flaxtrain.precision import LossScale, NoScale
 from flaxtrain.spec import OptSpec
-from flaxtrain.train import (
-    LossFn,
-    Recipe,
-    TrainState,
-    make_recipe,
-    predict_step,
-)
+from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe, predict_step
 from flaxtrain.typing import HostTree
 
 __all__ = ["Trainer"]
@@ -66,6 +61,10 @@ class Trainer:
             initial values.
         adapters: which kernels get a trained low-rank matrix beside them, while the rest of the
             model is frozen.
+        accumulate: number of microbatches that a batch is split into, to need the memory of one
+            only: consecutive rows, with BatchNorm's statistics and dropout's keys of their own.
+            The gradient is that of the batch.
+        loss_scale: what the loss is multiplied by while it is differentiated, for float16.
 
     Attributes:
         state: the training state, or None before the first `fit`.
@@ -99,12 +98,15 @@ class Trainer:
         verbose: bool = True,
         init_from: Restore | None = None,
         adapters: LoRA | None = None,
+        accumulate: int = 1,
+        loss_scale: LossScale | None = None,
     ) -> None:
         check_arguments(model, opt_spec, loss, metrics, seed, log_every, init_from, adapters)
         self.model, self.spec, self.loss, self.metrics = model, opt_spec, loss, metrics
         self.seed, self.log_every, self.verbose = seed, log_every, verbose
         self.workdir = as_directory(workdir)
         self.init_from, self.adapters = init_from, adapters
+        self.options = StepOptions(accumulate, NoScale() if loss_scale is None else loss_scale)
         self.hooks = check_hooks(hooks)
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
@@ -300,6 +302,7 @@ class Trainer:
                 metrics=self.metrics,
                 horizon=horizon,
                 adapters=self.adapters,
+                options=self.options,
             )
         if recipe.padding_problem is not None and surely_ragged(stream):
             raise recipe.padding_problem

@@ -12,6 +12,7 @@ scale, S, with a count k of finite steps since it last changed:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +42,15 @@ class LossScale(Protocol):
         """Returns the scale for the next step, given whether this one was finite."""
         ...
 
+    @property
+    def lowest(self) -> ArrayLike:
+        """Whether it can't get any lower: a step that is not finite is then no overflow."""
+        ...
+
+    def report(self) -> Mapping[str, Array]:
+        """Returns the scalars that belong in the log, by name."""
+        ...
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -65,6 +75,15 @@ class NoScale:
     def adjust(self, finite: Array) -> NoScale:
         """Returns itself."""
         return self
+
+    @property
+    def lowest(self) -> bool:
+        """True."""
+        return True
+
+    def report(self) -> dict[str, Array]:
+        """Returns nothing."""
+        return {}
 
 
 @jax.tree_util.register_dataclass
@@ -103,6 +122,15 @@ class FixedScale:
     def adjust(self, finite: Array) -> FixedScale:
         """Returns itself."""
         return self
+
+    @property
+    def lowest(self) -> bool:
+        """True."""
+        return True
+
+    def report(self) -> dict[str, Array]:
+        """Returns nothing: it is the same in all steps."""
+        return {}
 
 
 _FRESH: Any = object()
@@ -146,8 +174,8 @@ class DynamicScale:
     factor: float = field(default=2.0, metadata={"static": True})
     min: float = field(default=1.0, metadata={"static": True})
     max: float = field(default=2.0**24, metadata={"static": True})
-    value: Array = _FRESH
-    count: Array = _FRESH
+    value: Array = field(default=_FRESH, repr=False)
+    count: Array = field(default=_FRESH, repr=False)
 
     def __post_init__(self) -> None:
         # jax rebuilds a state with whatever stands at its leaves; that is not checked again.
@@ -205,6 +233,15 @@ class DynamicScale:
             value=jnp.where(finite, grown, shrunk),
             count=jnp.where(finite & ~full, count, 0),
         )
+
+    @property
+    def lowest(self) -> Array:
+        """Whether the scale is at its minimum, a boolean scalar."""
+        return self.value <= self.min
+
+    def report(self) -> dict[str, Array]:
+        """Returns the scale now."""
+        return {"loss_scale": self.value}
 
 
 def _divided(grads: Updates, by: Any) -> Updates:

@@ -4,7 +4,9 @@ from flaxtrain.train.cached_loss import batch_with_features
 from flaxtrain.train.contract import STEP_METRICS, LossFn, LossOutput
 from flaxtrain.train.frozen_calls import CACHE_FROZEN, FrozenFeatures
 from flaxtrain.train.frozen_features import features_of, frozen_features
+from flaxtrain.train.gradient import microbatch_key
 from flaxtrain.train.model import BoundModel, call_arguments
+from flaxtrain.train.options import StepOptions
 from flaxtrain.train.recipe import Recipe, make_recipe
 from flaxtrain.train.state import Counters, TrainState
 from flaxtrain.train.step import eval_step, predict_step, train_step
@@ -21,6 +23,7 @@ __all__ = [
     "LossFn",
     "LossOutput",
     "Recipe",
+    "StepOptions",
     "SupervisedLoss",
     "TrainState",
     "batch_with_features",
@@ -31,6 +34,7 @@ __all__ = [
     "features_of",
     "frozen_features",
     "make_recipe",
+    "microbatch_key",
     "predict_step",
     "train_step",
 ]

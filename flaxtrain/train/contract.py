@@ -35,9 +35,10 @@ STEP_METRICS = (
     "param_norm",
     "learning_rate",
     "weight_decay",
+    "loss_scale",
 )
-"""Names that the step itself reports; of several groups all but `loss` also with `/` and the
-group's name."""
+"""Names that the step itself reports; of several groups the norms, rates and decays also with
+`/` and the group's name."""
 
 
 @jax.tree_util.register_dataclass

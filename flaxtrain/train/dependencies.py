@@ -1,4 +1,4 @@
-"""Which inputs of a program its outputs depend on."""
+"""What a program consists of, and which inputs its outputs depend on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+import jax
 from jax.extend.core import Literal
 
 from flaxtrain.params.dataflow import called_jaxpr
 
-__all__ = ["dependencies"]
+__all__ = ["dependencies", "primitives"]
 
 _LOOPS = frozenset({"scan", "while", "cond"})
 
@@ -47,3 +48,25 @@ def dependencies(jaxpr: Any, ins: Sequence[int]) -> list[int]:
         outs = mixed if inner is None else dependencies(inner, masks)
         known.update(zip(equation.outvars, outs, strict=True))
     return [of(variable) for variable in jaxpr.outvars]
+
+
+def primitives(jaxpr: Any) -> set[str]:
+    """Returns the names of all operations of a jaxpr, those of loops and calls included.
+
+    Example:
+        >>> import jax
+        >>> closed = jax.make_jaxpr(jax.jit(lambda x: jax.lax.map(jax.numpy.sin, x)))
+        >>> sorted(primitives(closed(jax.numpy.ones(2))))
+        ['jit', 'scan', 'sin']
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    found = {equation.primitive.name for equation in jaxpr.eqns}
+    for equation in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                found |= primitives(inner)
+    return found
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")

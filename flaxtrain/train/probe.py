@@ -15,6 +15,7 @@ from flax.core import meta
 from flaxtrain.errors import FlaxtrainError
 from flaxtrain.params import Facts, facts_from
 from flaxtrain.train.contract import LossFn, LossOutput, call_loss, run_loss
+from flaxtrain.train.dependencies import primitives
 from flaxtrain.train.initialise import InitialisingModel
 from flaxtrain.train.model import BoundModel
 from flaxtrain.train.rows import row_weights
@@ -153,6 +154,13 @@ class Probe:
         except FlaxtrainError as error:
             return error.with_traceback(None)
         return None
+
+    @cached_property
+    def has_convolutions(self) -> bool:
+        """Whether the loss function runs a convolution."""
+        params = self._found.variables.get("params", {})
+        closed = jax.make_jaxpr(self._train)(params, self.example)
+        return "conv_general_dilated" in primitives(closed)
 
     def _train(self, params: Params, batch: Batch, mask: Array | None = None) -> LossOutput:
         variables = self._found.variables

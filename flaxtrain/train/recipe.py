@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.core import meta
 
 from flaxtrain.data.inputs import model_inputs, target
@@ -32,6 +33,7 @@ from flaxtrain.train.contract import LossFn
 from flaxtrain.train.frozen_calls import FrozenFeatures
 from flaxtrain.train.frozen_modules import FrozenModules, frozen_modules
 from flaxtrain.train.model import BoundModel, call_arguments
+from flaxtrain.train.options import StepOptions
 from flaxtrain.train.probe import Probe
 from flaxtrain.train.state import TrainState
 from flaxtrain.train.supervised import SupervisedLoss, check_loss, infer_loss
@@ -66,6 +68,7 @@ class Recipe:
         example: shapes and dtypes of one batch.
         probe: makes the variables.
         output: shape and dtype of the model's output where the loss is supervised, else None.
+        options: how a training step is made.
     """
 
     module: nn.Module
@@ -84,6 +87,7 @@ class Recipe:
     example: Batch
     probe: Probe
     output: Any
+    options: StepOptions
     _by_phase: dict[int, Recipe] = field(default_factory=dict, repr=False)
     _with_features: dict[Any, Recipe] = field(default_factory=dict, repr=False)
 
@@ -158,6 +162,15 @@ class Recipe:
         return params if self.adapters is None else self.adapters.lora.merge(params)
 
     @cached_property
+    def unroll(self) -> bool:
+        """Whether the loop over microbatches is written out.
+
+        On CPU only, and for models with convolutions: XLA makes them ten times slower there
+        inside of a loop.
+        """
+        return jax.default_backend() == "cpu" and self.probe.has_convolutions
+
+    @cached_property
     def _apply_fn(self) -> Callable[..., Any]:
         if self.adapters is None:
             return self.module.apply
@@ -172,6 +185,8 @@ class Recipe:
             collections=collections,
             rng=rng,
             trainable=self.trainable,
+            # A copy: the step is given the state to keep.
+            loss_scale=jax.tree.map(jnp.copy, self.options.loss_scale),
         )
         if self.phase.with_slots == self.phase.trained.keys():
             return state
@@ -228,6 +243,7 @@ def make_recipe(
     metrics: Any = None,
     horizon: Horizon | None = None,
     adapters: LoRA | None = None,
+    options: StepOptions | None = None,
 ) -> Recipe:
     """Finds out all that is fixed before a run, by abstract evaluation: nothing is computed.
 
@@ -239,11 +255,13 @@ def make_recipe(
         metrics: a `clu.metrics.Collection` class, or None.
         horizon: length of the run, against which relative durations are resolved.
         adapters: which kernels get a trained low-rank matrix beside them; the rest is frozen.
+        options: how a training step is made; default `StepOptions()`.
 
     Raises:
         LossError: no loss can be inferred, or it breaks the contract.
         ArgumentTypeError: `loss` is not of these kinds.
         ModelError: the module can't be run as it is.
+        BatchError: the batch does not divide into microbatches.
 
     Example:
         >>> import numpy as np
@@ -258,7 +276,9 @@ def make_recipe(
     """
     if not jax.tree.leaves(batch):
         raise EmptyDatasetError("the batch holds no array", where="make_recipe(batch=...)")
+    options = StepOptions() if options is None else options
     example = jax.tree.map(_shape_of, batch)
+    options.check_rows(jax.tree.leaves(example)[0].shape[0])
     loss_fn, output = _resolve_loss(module, loss, example)
     if metrics is not None:
         loss_fn = CollectionLoss(loss_fn, metrics)
@@ -284,6 +304,7 @@ def make_recipe(
         example=example,
         probe=probe,
         output=output,
+        options=options,
     )
 
 

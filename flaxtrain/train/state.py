@@ -86,6 +86,7 @@ class TrainState(struct.PyTreeNode):
         collections: Collections | None = None,
         rng: Key | int = 0,
         trainable: frozenset[Path] | None = None,
+        loss_scale: LossScale | None = None,
         **kwargs: Any,
     ) -> TrainState:
         """Returns the state before the first step.
@@ -97,6 +98,7 @@ class TrainState(struct.PyTreeNode):
             collections: mutable collections; default none.
             rng: a typed PRNG key, or a seed.
             trainable: the paths that are trained; default all.
+            loss_scale: the loss scale; default none.
             **kwargs: fields of a subclass.
         """
         tx_init = with_extra_args(tx).init
@@ -105,7 +107,7 @@ class TrainState(struct.PyTreeNode):
             params=params,
             collections={} if collections is None else collections,
             opt_state=tx_init(params if trainable is None else split(params, trainable)[0]),
-            loss_scale=NoScale(),
+            loss_scale=NoScale() if loss_scale is None else loss_scale,
             rng=jax.random.key(rng) if isinstance(rng, int) else rng,
             counters=Counters(),
             apply_fn=apply_fn,

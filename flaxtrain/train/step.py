@@ -18,15 +18,15 @@ import jax.numpy as jnp
 from flaxtrain.data.inputs import model_inputs
 from flaxtrain.metrics import Mean, Terms
 from flaxtrain.metrics.monoid import empty_like
-from flaxtrain.train.contract import LossOutput, call_loss
-from flaxtrain.train.frozen_features import separated
+from flaxtrain.train.contract import call_loss
+from flaxtrain.train.gradient import Rows, gradient
 from flaxtrain.train.model import call_arguments
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.rows import row_weights
 from flaxtrain.train.state import Counters, TrainState
 from flaxtrain.train.step_values import step_values, value_names
-from flaxtrain.tree import all_finite, global_norm, graft, widened
-from flaxtrain.typing import Array, ArrayLike, Batch, Params, Updates
+from flaxtrain.tree import all_finite, global_norm, widened
+from flaxtrain.typing import Array, ArrayLike, Batch, Updates
 
 __all__ = ["eval_step", "predict_step", "train_step"]
 
@@ -55,7 +55,8 @@ def train_step(
         The state after, and the metrics by name, each with its weight (all weights are 0 in a
         rejected step): `loss`, those of the loss function, `grad_norm` (before clipping),
         `update_norm`, `param_norm`, `learning_rate`, `weight_decay` (its coefficient); of
-        several groups of parameters, these five also as `grad_norm/<group>` and so on.
+        several groups of parameters, these five also as `grad_norm/<group>` and so on. Of a
+        dynamic loss scale also `loss_scale`, in a rejected step too.
 
     Example:
         >>> import flax.linen as nn, numpy as np
@@ -70,7 +71,7 @@ def train_step(
         (3, 1.0)
     """
     batch, real_rows, weight = row_weights(batch, mask)
-    grads, output, collections = _gradient(recipe, state, batch, real_rows, weight)
+    grads, output, collections = gradient(recipe, state, Rows(batch, real_rows, weight))
     grads = state.loss_scale.unscale(grads)
     grad_norm = global_norm(widened(grads))
     finite = (
@@ -79,6 +80,9 @@ def train_step(
     tried = (_total_weight(output.loss) > 0) & (state.counters.halted == 0)
     accept = finite & tried
     state, step_metrics = _update(recipe, state, grads, grad_norm, collections, accept, norms)
+    used = state.loss_scale
+    # An overflow is answered by a lower scale, as long as there is one.
+    halts = jnp.asarray(used.lowest) & (recipe.spec.nonfinite == "raise")
     rows = jax.tree.leaves(batch)[0].shape[0]
     examples = (
         jnp.asarray(rows, jnp.int32)
@@ -88,34 +92,14 @@ def train_step(
     state = state.replace(
         loss_scale=jax.tree.map(
             lambda new, old: jnp.where(tried, new, old),
-            state.loss_scale.adjust(finite),
-            state.loss_scale,
+            used.adjust(finite),
+            used,
         ),
-        counters=_count(state.counters, examples, tried, finite, recipe.spec.nonfinite),
+        counters=_count(state.counters, examples, tried, finite, halts),
     )
     metrics = {**output.metrics, "grad_norm": Mean(grad_norm, jnp.ones((), grad_norm.dtype))}
-    return state, {**_if_accepted(metrics, accept), **step_metrics}
-
-
-def _gradient(
-    recipe: Recipe,
-    state: TrainState,
-    batch: Batch,
-    real_rows: Array | None,
-    weight: Array | None,
-) -> tuple[Updates, LossOutput, Any]:
-    """Differentiates the scaled loss with respect to the trainable parameters only."""
-    trainable, frozen = state.split_params()
-
-    def objective(trainable: Params) -> tuple[Array, tuple[LossOutput, Any]]:
-        params = graft(trainable, frozen) if frozen else trainable
-        model = recipe.bind(state, params, train=True, mask=real_rows, weight=weight)
-        model.frozen_calls = separated(recipe, real_rows is not None)
-        output = call_loss(recipe.loss_fn, model, batch)
-        return state.loss_scale.scale(output.loss.compute()), (output, model.collections)
-
-    grads, (output, collections) = jax.grad(objective, has_aux=True)(trainable)
-    return grads, output, collections
+    scale = {name: Mean(value, jnp.ones(())) for name, value in used.report().items()}
+    return state, {**_if_accepted(metrics, accept), **scale, **step_metrics}
 
 
 def _update(
@@ -170,7 +154,7 @@ def _if_accepted(metrics: Metrics, accept: Array) -> Metrics:
 
 
 def _count(
-    counters: Counters, examples: Array, tried: Array, finite: Array, nonfinite: str
+    counters: Counters, examples: Array, tried: Array, finite: Array, halts: Array
 ) -> Counters:
     accept, bad = tried & finite, tried & ~finite
     most = jnp.iinfo(jnp.int32).max
@@ -180,7 +164,7 @@ def _count(
         examples=jnp.where(counters.examples > most - seen, most, counters.examples + seen),
         skipped=counters.skipped + bad,
         consecutive_skipped=jnp.where(accept, 0, counters.consecutive_skipped + bad),
-        halted=counters.halted | (bad & (nonfinite == "raise")),
+        halted=counters.halted | (bad & halts),
     )
 
 
