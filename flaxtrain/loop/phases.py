@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flaxtrain.spec import Assignment, Phase
-from flaxtrain.text import listed
+from flaxtrain.text import counted, listed
 
 __all__ = ["describe_phase"]
 
@@ -17,7 +17,7 @@ def describe_phase(assignment: Assignment, phase: Phase) -> str:
     """
     thawed, frozen = assignment.changes(phase)
     changes = [
-        f"{word} {len(names)} parameters ({listed(names, shown=3)})"
+        f"{word} {counted(len(names), 'parameter')} ({listed(names, shown=3)})"
         for word, names in (("trains", thawed), ("freezes", frozen))
         if names
     ]

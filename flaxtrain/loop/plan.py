@@ -57,9 +57,10 @@ class Plan:
         spec: the optimizer spec, with all durations resolved.
         learning_rate: the spec's learning rate at the first, middle and last update, by update
             number; empty where only an optimizer object knows it.
-        start: where the first values come from, as sentences; empty where all are drawn.
+        initial_values: where the first values come from, as sentences; empty where all are
+            drawn.
         batch: shape and dtype of every leaf of a batch.
-        step: how a step is made, where it is no plain one.
+        options: how a step is made, where it is no plain one.
         notes: what was decided without being asked for.
         warnings: what looks wrong.
 
@@ -86,9 +87,9 @@ class Plan:
     loss: str
     spec: str
     learning_rate: AtUpdates
-    start: tuple[str, ...]
+    initial_values: tuple[str, ...]
     batch: dict[str, str]
-    step: str
+    options: str
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -99,7 +100,7 @@ class Plan:
         stream: Stream,
         horizon: Horizon,
         notes: tuple[str, ...],
-        start: tuple[str, ...] = (),
+        initial_values: tuple[str, ...] = (),
     ) -> Plan:
         """Makes the plan of a recipe on a data stream, by abstract evaluation only.
 
@@ -108,7 +109,7 @@ class Plan:
             stream: the data.
             horizon: the length of the run.
             notes: what was decided so far without being asked for.
-            start: where the first values come from.
+            initial_values: where the first values come from.
         """
         assignment = recipe.assignment
         recipe = recipe.at(0)
@@ -133,14 +134,14 @@ class Plan:
             loss=_loss_name(recipe),
             spec=spec_text(recipe.spec),
             learning_rate=groups[-1].learning_rate,
-            start=start,
+            initial_values=initial_values,
             batch={
                 jax.tree_util.keystr(
                     path, simple=True, separator="/"
                 ): f"{leaf.dtype}{list(leaf.shape)}"
                 for path, leaf in leaves
             },
-            step=recipe.options.describe(stream.rows),
+            options=recipe.options.describe(stream.rows),
             notes=notes,
             warnings=warnings_of(recipe, stream, horizon),
         )
@@ -190,10 +191,10 @@ class Plan:
         """Yields what isn't in a table: a word, and the line behind it."""
         total, length = self.horizon.total_steps, self.horizon.steps_per_epoch
         yield "loss", self.loss
-        yield from (("start", line) for line in self.start)
+        yield from (("start", line) for line in self.initial_values)
         yield "batch", ", ".join(f"{name} {form}" for name, form in self.batch.items())
-        if self.step:
-            yield "step", self.step
+        if self.options:
+            yield "step", self.options
         yield (
             "steps",
             f"{'unknown' if total is None else total}"

@@ -8,24 +8,28 @@ from pathlib import Path
 from flaxtrain import checkpoint
 from flaxtrain.checkpoint import CHECKPOINTS
 from flaxtrain.params import Restore
-from flaxtrain.train import Recipe
+from flaxtrain.text import counted
+from flaxtrain.train import Recipe, TrainState
 
 # Nothing here is public: `Plan` prints it.
 __all__ = []
 
 
 def planned_start(
-    recipe: Recipe, workdir: Path | None, init_from: Restore | None
+    recipe: Recipe, state: TrainState | None, workdir: Path | None, init_from: Restore | None
 ) -> tuple[str, ...]:
     """Returns sentences about where a run's first values come from; none where all are drawn.
 
-    No array is read: whether a source fits is found out when the run begins.
+    No array of a file is read: whether a source fits is found out when the run begins.
 
     Args:
         recipe: the recipe of any phase.
+        state: the trainer's state, or None.
         workdir: the run's directory, or None.
         init_from: where the weights of a run that begins come from.
     """
+    if state is not None:
+        return (f"the trainer's state after {counted(int(state.step), 'update')}",)
     found = None if workdir is None else checkpoint.latest(workdir / CHECKPOINTS)
     if found is not None:
         own = "" if init_from is None else "; init_from= is not read again"

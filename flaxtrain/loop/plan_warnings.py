@@ -14,7 +14,7 @@ from flaxtrain.loop.plan_parts import range_text, rate_of
 from flaxtrain.params import ParamFact, select
 from flaxtrain.spec import Assignment, LayerDecay
 from flaxtrain.spec.assignment import is_zero
-from flaxtrain.text import listed
+from flaxtrain.text import counted, listed
 from flaxtrain.train import Recipe
 from flaxtrain.tree import Path
 
@@ -84,8 +84,8 @@ def _dead_and_trained(recipe: Recipe, total: int | None) -> Iterator[str]:
     if dead:
         yield (
             f"the loss of training does not depend on {_names(dead)}, and they are trained: "
-            "they have slots for nothing, and only decay moves them; freeze them, or take them "
-            "out of the model if evaluation does not use them either"
+            "they have slots for nothing, and only decay or noise moves them; freeze them, or "
+            "take them out of the model if evaluation does not use them either"
         )
 
 
@@ -221,7 +221,7 @@ def _after_the_end(recipe: Recipe, total: int | None) -> Iterator[str]:
         rest = len(late) - 1
         thawed, frozen = recipe.assignment.changes(phase)
         changes = [
-            f"{len(names)} parameters would be {word} ({listed(names)})"
+            f"{counted(len(names), 'parameter')} would be {word} ({listed(names)})"
             for word, names in (("trained", thawed), ("frozen", frozen))
             if names
         ]

@@ -14,6 +14,7 @@ from flaxtrain.data import Stream
 from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.plan import spec_data
 from flaxtrain.params import Restore, join_adapters, split_adapters
+from flaxtrain.precision import UNSCALED
 from flaxtrain.spec import OptState
 from flaxtrain.train import Recipe, TrainState
 from flaxtrain.tree import named_leaves
@@ -47,6 +48,7 @@ def checkpoint_meta(
         "spec": spec_data(recipe.spec),
         "adapters": adapters_text(recipe),
         "accumulate": recipe.options.accumulate,
+        "loss_scale": repr(recipe.options.loss_scale),
         "data": data_facts(stream, seed),
         "step": int(step),
         "batches": int(batches),
@@ -106,11 +108,7 @@ def begin(
         for name, value in data_facts(stream, seed).items()
         if data.get(name) != value
     ]
-    before, now = meta.get("accumulate", 1), recipe.options.accumulate
-    if before != now:
-        notes.append(
-            f"accumulate was {before} and is {now}: not the bits that would have followed"
-        )
+    notes += _options_notes(meta, recipe, found)
     if init_from is not None:
         notes.append("init_from= is not read again: the run goes on from its own checkpoint")
     recipe = recipe.at(meta.get("step", 0))
@@ -140,6 +138,30 @@ def _spec_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[st
             fix="pass the same adapters=, or use another workdir",
         )
     return unknown
+
+
+def _options_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[str]:
+    """Returns what differs in how a step is made.
+
+    Raises:
+        CheckpointError: the loss scale is of another kind, with another state.
+    """
+    options = {
+        "accumulate": (meta.get("accumulate", 1), recipe.options.accumulate),
+        "loss_scale": (meta.get("loss_scale", repr(UNSCALED)), repr(recipe.options.loss_scale)),
+    }
+    before, now = options["loss_scale"]
+    if before.partition("(")[0] != now.partition("(")[0]:
+        raise CheckpointError(
+            f"the run in the workdir has loss scale {before}, the trainer {now}",
+            where=str(found),
+            fix="pass a loss_scale= of the same class, or use another workdir",
+        )
+    return [
+        f"{name} was {before} and is {now}: not the bits that would have followed"
+        for name, (before, now) in options.items()
+        if before != now
+    ]
 
 
 def adapters_text(recipe: Recipe) -> str | None:

@@ -31,7 +31,7 @@ from flaxtrain.loop.run import Run
 from flaxtrain.loop.window import EvalProgram, TrainProgram
 from flaxtrain.parallel import Compiled, compiled
 from flaxtrain.params import LoRA, Restore
-from flaxtrain.precision import LossScale, NoScale
+from flaxtrain.precision import UNSCALED, LossScale
 from flaxtrain.spec import OptSpec
 from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe, predict_step
 from flaxtrain.typing import HostTree
@@ -99,14 +99,14 @@ class Trainer:
         init_from: Restore | None = None,
         adapters: LoRA | None = None,
         accumulate: int = 1,
-        loss_scale: LossScale | None = None,
+        loss_scale: LossScale = UNSCALED,
     ) -> None:
         check_arguments(model, opt_spec, loss, metrics, seed, log_every, init_from, adapters)
         self.model, self.spec, self.loss, self.metrics = model, opt_spec, loss, metrics
         self.seed, self.log_every, self.verbose = seed, log_every, verbose
         self.workdir = as_directory(workdir)
         self.init_from, self.adapters = init_from, adapters
-        self.options = StepOptions(accumulate, NoScale() if loss_scale is None else loss_scale)
+        self.options = StepOptions(accumulate, loss_scale)
         self.hooks = check_hooks(hooks)
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
@@ -275,8 +275,7 @@ class Trainer:
         horizon = horizon_of(stream, steps, epochs)
         recipe = self._build(stream, horizon, keep=False)
         notes += self._inferred(recipe)
-        fresh = self.state is None
-        start = planned_start(recipe, self.workdir, self.init_from) if fresh else ()
+        start = planned_start(recipe, self.state, self.workdir, self.init_from)
         return Plan.of(recipe, stream, horizon, tuple(notes), start)
 
     # What fit is made of.

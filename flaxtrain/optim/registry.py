@@ -61,7 +61,7 @@ class NamedOptimizer:
         weight_decay: the factory's default; 0.0 where it has no such argument.
         doc: one line.
         fixed: hyperparameters that look like numbers and are none: a key, an offset of counts.
-        once: numbers that are read only when slots begin, so that later changes do nothing.
+        initial_only: numbers that are read only when slots begin: later changes do nothing.
 
     Example:
         >>> NAMED["adamw"].weight_decay, NAMED["adamw"].stages(0.1, b1=0.8)[0].b1
@@ -76,7 +76,7 @@ class NamedOptimizer:
     weight_decay: float
     doc: str
     fixed: tuple[str, ...] = ()
-    once: tuple[str, ...] = ()
+    initial_only: tuple[str, ...] = ()
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -129,19 +129,21 @@ def _entry(
     make: Callable[..., tuple[Stage, ...]],
     *,
     fixed: tuple[str, ...] = (),
-    once: tuple[str, ...] = (),
+    initial_only: tuple[str, ...] = (),
 ) -> NamedOptimizer:
     parameters = inspect.signature(factory).parameters
     decay = parameters["weight_decay"].default if "weight_decay" in parameters else None
     doc = (inspect.getdoc(factory) or "").splitlines()[0]
-    return NamedOptimizer(factory.__name__, factory, make, decay or 0.0, doc, fixed, once)
+    return NamedOptimizer(
+        factory.__name__, factory, make, decay or 0.0, doc, fixed, initial_only
+    )
 
 
 _ENTRIES = (
     _entry(adabelief, _then_decay(adabelief_rule)),
     _entry(adadelta, adadelta_stages),
     _entry(adafactor, adafactor_stages, fixed=("decay_offset",)),
-    _entry(adagrad, _then_decay(adagrad_rule), once=("initial_accumulator_value",)),
+    _entry(adagrad, _then_decay(adagrad_rule), initial_only=("initial_accumulator_value",)),
     _entry(adam, _then_decay(adam_rule)),
     _entry(adamax, _then_decay(adamax_rule)),
     _entry(adamaxw, _then_decay(adamax_rule)),
@@ -160,14 +162,14 @@ _ENTRIES = (
     _entry(optimistic_adam_v2, optimistic_adam_v2_stages),
     _entry(optimistic_gradient_descent, _then_decay(optimistic_gradient_descent_rule)),
     _entry(radam, _then_decay(radam_rule)),
-    _entry(rmsprop, rmsprop_stages, once=("initial_scale",)),
-    _entry(rprop, rprop_stages, once=("learning_rate",)),
+    _entry(rmsprop, rmsprop_stages, initial_only=("initial_scale",)),
+    _entry(rprop, rprop_stages, initial_only=("learning_rate",)),
     _entry(sgd, _then_decay(sgd_rule)),
     _entry(shampoo, _then_decay(shampoo_rule)),
     _entry(sign_sgd, _then_decay(sign_sgd_rule)),
     _entry(signum, signum_stages),
     _entry(sm3, _then_decay(sm3_rule)),
-    _entry(yogi, _then_decay(yogi_rule), once=("initial_accumulator_value",)),
+    _entry(yogi, _then_decay(yogi_rule), initial_only=("initial_accumulator_value",)),
 )
 
 NAMED: Mapping[str, NamedOptimizer] = MappingProxyType({e.name: e for e in _ENTRIES})

@@ -17,6 +17,7 @@ import flax.linen as nn
 import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, UnknownParameterError, nearest
+from flaxtrain.text import counted
 from flaxtrain.tree import Path, path_name, unflatten
 
 __all__ = ["Facts", "ParamFact", "check_facts"]
@@ -168,7 +169,7 @@ class Facts(Mapping[Path, ParamFact]):
 
     def __repr__(self) -> str:
         """Returns a line with the totals; `overview` prints the table."""
-        return f"Facts({len(self):,} parameters, {self.size:,} values)"
+        return f"Facts({counted(len(self), 'parameter')}, {counted(self.size, 'value')})"
 
     @property
     def size(self) -> int:

@@ -91,7 +91,7 @@ class Pair:
                 ),
                 dtype=self.dtype,
                 partitioning=names and (*kept(names, kernel.shape, shape), None),
-                role="lora",
+                role=LORA,
                 hidden=False,
                 rule=f"adapter of {kernel.name!r}",
             )

@@ -1,5 +1,11 @@
 """Numeric precision: loss scaling."""
 
-from flaxtrain.precision.loss_scale import DynamicScale, FixedScale, LossScale, NoScale
+from flaxtrain.precision.loss_scale import (
+    UNSCALED,
+    DynamicScale,
+    FixedScale,
+    LossScale,
+    NoScale,
+)
 
-__all__ = ["DynamicScale", "FixedScale", "LossScale", "NoScale"]
+__all__ = ["UNSCALED", "DynamicScale", "FixedScale", "LossScale", "NoScale"]

@@ -23,7 +23,7 @@ from flaxtrain.checks import check_integer, check_number, is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.typing import Array, ArrayLike, Updates
 
-__all__ = ["DynamicScale", "FixedScale", "LossScale", "NoScale"]
+__all__ = ["UNSCALED", "DynamicScale", "FixedScale", "LossScale", "NoScale"]
 
 
 @runtime_checkable
@@ -43,8 +43,8 @@ class LossScale(Protocol):
         ...
 
     @property
-    def lowest(self) -> ArrayLike:
-        """Whether it can't get any lower: a step that is not finite is then no overflow."""
+    def at_minimum(self) -> ArrayLike:
+        """Whether it can't be lowered: a step that is not finite is then no overflow."""
         ...
 
     def report(self) -> Mapping[str, Array]:
@@ -77,13 +77,17 @@ class NoScale:
         return self
 
     @property
-    def lowest(self) -> bool:
-        """True."""
+    def at_minimum(self) -> bool:
+        """True: it can't be lowered."""
         return True
 
     def report(self) -> dict[str, Array]:
         """Returns nothing."""
         return {}
+
+
+UNSCALED = NoScale()
+"""The default: no scaling."""
 
 
 @jax.tree_util.register_dataclass
@@ -124,8 +128,8 @@ class FixedScale:
         return self
 
     @property
-    def lowest(self) -> bool:
-        """True."""
+    def at_minimum(self) -> bool:
+        """True: it can't be lowered."""
         return True
 
     def report(self) -> dict[str, Array]:
@@ -230,12 +234,13 @@ class DynamicScale:
         shrunk = jnp.maximum(self.value / self.factor, self.min)
         return replace(
             self,
-            value=jnp.where(finite, grown, shrunk),
+            # Limits may have changed since the value was saved.
+            value=jnp.clip(jnp.where(finite, grown, shrunk), self.min, self.max),
             count=jnp.where(finite & ~full, count, 0),
         )
 
     @property
-    def lowest(self) -> Array:
+    def at_minimum(self) -> Array:
         """Whether the scale is at its minimum, a boolean scalar."""
         return self.value <= self.min
 

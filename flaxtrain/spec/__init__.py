@@ -9,6 +9,7 @@ from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
 from flaxtrain.spec.layer_decay import LayerDecay
 from flaxtrain.spec.opt_spec import OptSpec
+from flaxtrain.spec.packed_numbers import PackedNumbers
 from flaxtrain.spec.phases import Phase
 from flaxtrain.spec.state import OptState
 
@@ -21,6 +22,7 @@ __all__ = [
     "LayerDecay",
     "OptSpec",
     "OptState",
+    "PackedNumbers",
     "Phase",
     "applied_learning_rates",
     "assign",

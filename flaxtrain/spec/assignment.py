@@ -20,6 +20,7 @@ from flaxtrain.spec.hyperparameters import Hyperparameters
 from flaxtrain.spec.layer_decay import LayerDecay, multipliers
 from flaxtrain.spec.opt_spec import OptSpec
 from flaxtrain.spec.phases import Changes, Phase, changes_at, phase_at, phases_of
+from flaxtrain.text import counted
 from flaxtrain.tree import Path, flatten, path_name
 
 __all__ = ["AssignedGroup", "AssignedParam", "Assignment", "assign"]
@@ -114,8 +115,8 @@ class Assignment:
 
     def __repr__(self) -> str:
         return (
-            f"<{len(self.params)} parameters, {len(self.groups)} groups, "
-            f"{len(self.phases)} phases>"
+            f"<{counted(len(self.params), 'parameter')}, {counted(len(self.groups), 'group')}, "
+            f"{counted(len(self.phases), 'phase')}>"
         )
 
 
@@ -148,7 +149,7 @@ def assign(
         >>> spec = OptSpec("adam", 0.1, groups=[Group("layers_1/**", name="head", lr_mult=3.0)])
         >>> table = assign(spec, facts)
         >>> table, [(group.name, len(group.paths)) for group in table.groups]
-        (<4 parameters, 2 groups, 1 phases>, [('head', 2), ('default', 2)])
+        (<4 parameters, 2 groups, 1 phase>, [('head', 2), ('default', 2)])
     """
     spec = spec.resolve(horizon or Horizon())
     members, overlaps = _members(spec, facts)
@@ -198,7 +199,7 @@ def _check_rewarmed(groups: Sequence[AssignedGroup], phases: Sequence[Phase]) ->
     """Refuses to re-warm a learning rate that is not looked at again."""
     for group in groups:
         name = group.spec.name
-        if name is None or "learning_rate" not in NAMED[name].once:
+        if name is None or "learning_rate" not in NAMED[name].initial_only:
             continue
         for phase in phases:
             rewarmed = [

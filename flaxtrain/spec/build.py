@@ -30,7 +30,7 @@ from flaxtrain.spec.group import DEFAULT
 from flaxtrain.spec.hyperparameters import Numbers, Value
 from flaxtrain.spec.object_part import Leaves, ObjectPart
 from flaxtrain.spec.opt_spec import OptSpec
-from flaxtrain.spec.parts import NamedPart, Part, parts_of, rewarming
+from flaxtrain.spec.parts import Part, parts_of, rewarming
 from flaxtrain.spec.phases import Phase
 from flaxtrain.spec.state import OptState
 from flaxtrain.tree import Path, global_norm, is_none, key_of, path_name, widened
@@ -135,10 +135,11 @@ def transformation(assignment: Assignment, phase: Phase) -> GradientTransformati
         _, structure = jax.tree.flatten(updates, is_leaf=is_none)
         grads, values = _leaves(updates), _leaves(params)
         # Widened before it is clipped: the factor must not be rounded to 16 bits.
+        clipped = _clipped(widened(grads), assignment, hyperparams, grad_norm)
         for part in parts:
-            if isinstance(part, NamedPart):
-                grads |= widened(_own(part, grads))
-        clipped = _clipped(grads, assignment, hyperparams, grad_norm)
+            if isinstance(part, ObjectPart):
+                # Objects keep slots in the dtype of what they are given.
+                clipped |= _as_params(_own(part, clipped), values)
         slots = {parts[0].label: state.slots} if len(parts) == 1 else dict(state.slots)
         new: Leaves = {}
         _check_trained(grads, phase)
@@ -170,6 +171,14 @@ def _own(part: Part, leaves: Leaves) -> Leaves:
     """Returns the leaves of a part's groups."""
     paths = frozenset[Path]().union(*(group.paths for group in part.groups.values()))
     return {path: leaf for path, leaf in leaves.items() if path in paths}
+
+
+def _as_params(grads: Leaves, params: Leaves) -> Leaves:
+    """Returns gradients in the dtypes of their parameters."""
+    return {
+        path: None if grad is None else jnp.asarray(grad, jnp.asarray(params[path]).dtype)
+        for path, grad in grads.items()
+    }
 
 
 def _check_paths(leaves: Leaves, assignment: Assignment) -> None:

@@ -10,8 +10,8 @@ from flaxtrain.spec.assignment import Assignment
 from flaxtrain.spec.group import DEFAULT
 from flaxtrain.spec.hyperparameters import SPEC_NUMBERS
 from flaxtrain.spec.opt_spec import OptSpec
+from flaxtrain.spec.packed_numbers import PackedNumbers
 from flaxtrain.spec.parts import shared_numbers
-from flaxtrain.spec.scalars import Scalars
 from flaxtrain.spec.state import OptState
 from flaxtrain.typing import ArrayLike
 
@@ -77,7 +77,7 @@ def set_hyperparameters(
                 "hyperparameter", name, about.hyperparameters.numbers, where=where
             )
         about.hyperparameters.check_editable(name, where=where)
-        if about.spec.name is not None and name in NAMED[about.spec.name].once:
+        if about.spec.name is not None and name in NAMED[about.spec.name].initial_only:
             raise ArgumentError(
                 f"{about.spec.name} reads {name!r} only when slots begin",
                 where=where,
@@ -92,11 +92,11 @@ def set_hyperparameters(
             )
     about.spec.replace(**values)  # checks the ranges
     new = {n: about.hyperparameters.value(n, v, where=where) for n, v in values.items()}
-    table = {**inner.hyperparams, group: Scalars.of({**inner.hyperparams[group], **new})}
+    table = {**inner.hyperparams, group: PackedNumbers.of({**inner.hyperparams[group], **new})}
     shared = {name: value for name, value in new.items() if name in shared_numbers(about)}
     for other in assignment.groups:
         if shared and other.spec.name == about.spec.name:
-            table[other.name] = Scalars.of({**table[other.name], **shared})
+            table[other.name] = PackedNumbers.of({**table[other.name], **shared})
     edited = inner._replace(hyperparams=table)
     result: Any = edited if inner is state else _with(state, edited)
     return result

@@ -21,7 +21,7 @@ from flaxtrain.checks import is_concrete
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import DecayRate
 from flaxtrain.optim.registry import NamedOptimizer
-from flaxtrain.spec.scalars import Scalars, Value
+from flaxtrain.spec.packed_numbers import PackedNumbers, Value
 from flaxtrain.typing import Array, ArrayLike
 
 # Nothing here is public: `OptSpec` takes such numbers and `OptState` shows them.
@@ -98,23 +98,23 @@ class Hyperparameters:
         }
         return cls(chosen, frozenset(name for name in chosen if kinds.get(name, False)))
 
-    def initial(self) -> Scalars:
+    def initial(self) -> PackedNumbers:
         """Returns the numbers as the state holds them before the first update."""
-        return Scalars.of(
+        return PackedNumbers.of(
             {
                 name: self._value(name, number(0) if callable(number) else number)
                 for name, number in self.numbers.items()
             }
         )
 
-    def at(self, count: Array, stored: Scalars) -> Scalars:
+    def at(self, count: Array, stored: PackedNumbers) -> PackedNumbers:
         """Returns the numbers of one update: constants as stored, schedules at `count`."""
         scheduled = {
             name: self._value(name, number(count))
             for name, number in self.numbers.items()
             if callable(number)
         }
-        return Scalars.of({**stored, **scheduled}) if scheduled else stored
+        return PackedNumbers.of({**stored, **scheduled}) if scheduled else stored
 
     def check_editable(self, name: str, *, where: str) -> None:
         """Refuses names that are not in the state, and numbers that a schedule sets.

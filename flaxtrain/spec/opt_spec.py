@@ -58,7 +58,8 @@ class OptSpec(Declaration):
         clip_norm: largest norm > 0 of the whole gradient, which is scaled down to it: a number
             or a schedule; None: no clipping.
         nonfinite: what the training step does with a loss or gradient that is NaN or infinite:
-            `"raise"`, or `"skip"` the step.
+            `"raise"`, or `"skip"` the step. An overflow is always a skip while the loss scale
+            can fall.
         layer_decay: factor in (0, 1] by which the learning rate falls from each layer to the
             one below it, or a `LayerDecay`.
         groups: what is different for some parameters; the first group that selects a parameter
@@ -190,12 +191,16 @@ class OptSpec(Declaration):
     def fingerprint(self) -> str:
         """Returns a short text that depends on all that the spec says, and on nothing else.
 
+        Numbers are compared by value: a learning rate of 1 is one of 1.0.
+
         Raises:
             ArgumentTypeError: a part can't be data (see `to_dict`).
 
         Example:
             >>> spec = OptSpec("sgd", 0.1, momentum=0.9)
             >>> spec.fingerprint() == OptSpec.from_json(spec.to_json()).fingerprint()
+            True
+            >>> OptSpec("sgd", 1).fingerprint() == OptSpec("sgd", 1.0).fingerprint()
             True
         """
         return fingerprint(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from flaxtrain.spec.scalars import Scalars
+from flaxtrain.spec.packed_numbers import PackedNumbers
 from flaxtrain.typing import Array
 
 __all__ = ["OptState"]
@@ -31,5 +31,5 @@ class OptState(NamedTuple):
 
     count: Any  # an Array; `count` is also a method of tuple
     learning_rates: dict[str, Array]
-    hyperparams: dict[str, Scalars]
+    hyperparams: dict[str, PackedNumbers]
     slots: Any

@@ -204,7 +204,7 @@ def _check_hyperparameters(spec: OptSpec, entry: NamedOptimizer, where: str) -> 
                 where=where,
                 fix=f"numbers of {spec.optimizer}: {', '.join(numbers) or '(none)'}",
             )
-        if name in entry.once:
+        if name in entry.initial_only:
             raise ArgumentError(
                 f"{name} is read only when slots begin, and can't follow a schedule: {value!r}",
                 where=where,

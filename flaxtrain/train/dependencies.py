@@ -7,8 +7,7 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-import jax
-from jax.extend.core import Literal
+from jax.extend.core import Literal, jaxprs_in_params
 
 from flaxtrain.params.dataflow import called_jaxpr
 
@@ -62,11 +61,6 @@ def primitives(jaxpr: Any) -> set[str]:
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     found = {equation.primitive.name for equation in jaxpr.eqns}
     for equation in jaxpr.eqns:
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                found |= primitives(inner)
+        for inner in jaxprs_in_params(equation.params):
+            found |= primitives(inner)
     return found
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(getattr(value, "jaxpr", value), "eqns")

@@ -113,16 +113,19 @@ class FrozenFeatures:
     @property
     def bytes_per_example(self) -> int:
         """Memory that the features of one example take."""
-        sizes = (s.size // s.shape[0] * jnp.dtype(s.dtype).itemsize for s in self.shapes)
-        return sum(sizes)
+        return sum(s.size // s.shape[0] * jnp.dtype(s.dtype).itemsize for s in self.shapes)
 
     def answers(self, features: Sequence[Any]) -> list[list[Any]]:
         """Returns what each call returns; what nobody reads is zeros."""
         cached = iter(features)
+        # A microbatch has fewer rows than the batch that the shapes are of.
+        rows = {self.shapes[0].shape[:1]: features[0].shape[:1]}
         return [
             [
-                next(cached) if needed else jnp.zeros(shape.shape, shape.dtype)
-                for shape, needed in zip(call.shapes, call.needed, strict=True)
+                next(cached)
+                if needed
+                else jnp.zeros(rows.get(s.shape[:1], s.shape[:1]) + s.shape[1:], s.dtype)
+                for s, needed in zip(call.shapes, call.needed, strict=True)
             ]
             for call in self.calls
         ]

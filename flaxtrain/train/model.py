@@ -84,7 +84,7 @@ class BoundModel:
         weight: float `[rows]`, the weight of each row; None when all are 1.
         sown: collections that the module sows afresh in each call.
         frozen: the frozen modules, which run as in evaluation.
-        unmade: why not all variables of evaluation were made; None where they were.
+        evaluation_error: why not all variables of evaluation were made; None where they were.
 
     Attributes:
         mask: see above. Give it to every `Mean` of your own: `Mean.of(values, model.mask)`.
@@ -109,7 +109,7 @@ class BoundModel:
         weight: Array | None = None,
         sown: tuple[str, ...] = (),
         frozen: FrozenModules = NOTHING_FROZEN,
-        unmade: str | None = None,
+        evaluation_error: str | None = None,
     ) -> None:
         self.module, self.params = module, params
         self.collections: dict[str, Any] = dict(collections or {})
@@ -118,7 +118,7 @@ class BoundModel:
         self.frozen_calls: Calls = AS_THEY_COME
         self._rng, self._streams, self._step = rng, streams, step
         self._sown_names, self._frozen = sown, frozen if train else NOTHING_FROZEN
-        self._calls, self._unmade = 0, unmade
+        self._calls, self._evaluation_error = 0, evaluation_error
 
     @property
     def train(self) -> bool:
@@ -141,7 +141,7 @@ class BoundModel:
             self._frozen.applied(rngs) as frozen_rngs,
             self.frozen_calls.applied(self._frozen, rngs) as call_rngs,
             row_mask(self.mask, rngs) as extra_rngs,
-            _explained(self.module, self.train, self._unmade),
+            _explained(self.module, self.train, self._evaluation_error),
         ):
             output = self.module.apply(
                 {"params": self.params, **self.collections},
@@ -212,7 +212,7 @@ _NOT_MADE = (ScopeParamNotFoundError, ScopeCollectionNotFound, ScopeVariableNotF
 
 
 @contextmanager
-def _explained(module: nn.Module, train: bool, unmade: str | None) -> Iterator[None]:
+def _explained(module: nn.Module, train: bool, evaluation_error: str | None) -> Iterator[None]:
     try:
         yield
     except ScopeParamShapeError as error:
@@ -222,7 +222,11 @@ def _explained(module: nn.Module, train: bool, unmade: str | None) -> Iterator[N
             fix="give inputs with the shapes of the training data, except for the batch axis",
         ) from error
     except _NOT_MADE as error:
-        reason = "" if unmade is None else f"; the run in evaluation fails with {unmade}"
+        reason = (
+            ""
+            if evaluation_error is None
+            else f"; the run in evaluation fails with {evaluation_error}"
+        )
         raise ModelError(
             f"this call asks for a variable that was not made: {_without_link(error)}{reason}",
             where=f"{type(module).__name__}.__call__",

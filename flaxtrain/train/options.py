@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flaxtrain.checks import check_integer
 from flaxtrain.errors import ArgumentTypeError, BatchError
-from flaxtrain.precision import LossScale, NoScale
+from flaxtrain.precision import UNSCALED, LossScale, NoScale
 
 __all__ = ["StepOptions"]
 
@@ -31,7 +31,18 @@ class StepOptions:
     """
 
     accumulate: int = 1
-    loss_scale: LossScale = field(default_factory=NoScale)
+    loss_scale: LossScale = UNSCALED
+
+    def __post_init__(self) -> None:
+        check_integer("accumulate", self.accumulate, minimum=1, where="Trainer")
+        object.__setattr__(self, "accumulate", int(self.accumulate))
+        if isinstance(self.loss_scale, type) or not isinstance(self.loss_scale, LossScale):
+            raise ArgumentTypeError(
+                f"loss_scale={self.loss_scale!r} is a {type(self.loss_scale).__name__}, not a "
+                "loss scale",
+                where="Trainer",
+                fix="pass ft.NoScale(), ft.FixedScale(2.0**15) or ft.DynamicScale()",
+            )
 
     def describe(self, rows: int) -> str:
         """Returns what differs from a plain step, as text; empty where nothing does.
@@ -63,14 +74,4 @@ class StepOptions:
                 f"batches of {rows} rows do not divide into {self.accumulate} microbatches",
                 where=f"accumulate={self.accumulate}",
                 fix=f"choose a batch size that is a multiple of {self.accumulate}",
-            )
-
-    def __post_init__(self) -> None:
-        check_integer("accumulate", self.accumulate, minimum=1, where="Trainer")
-        if isinstance(self.loss_scale, type) or not isinstance(self.loss_scale, LossScale):
-            raise ArgumentTypeError(
-                f"loss_scale={self.loss_scale!r} is a {type(self.loss_scale).__name__}, not a "
-                "loss scale",
-                where="Trainer",
-                fix="pass ft.NoScale(), ft.FixedScale(2.0**15) or ft.DynamicScale()",
             )

@@ -28,14 +28,14 @@ class _Found(NamedTuple):
     """What the first abstract run has shown.
 
     `variables` are shapes and dtypes, `sown` the names of collections that are sown; `adds` is
-    whether some variables are created in evaluation only, `unmade` the error that the run in
-    evaluation ends with.
+    whether some variables are created in evaluation only, `evaluation_error` the error that the
+    run in evaluation ends with.
     """
 
     variables: dict[str, Any]
     sown: tuple[str, ...]
     adds: bool
-    unmade: str | None
+    evaluation_error: str | None
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,22 @@ class Probe:
     @cached_property
     def _found(self) -> _Found:
         sown: set[str] = set()
-        adds, unmade = False, None
+        adds, evaluation_error = False, None
 
         def variables() -> dict[str, Any]:
-            nonlocal adds, unmade
+            nonlocal adds, evaluation_error
             model = self._run({"params": jax.random.key(0)}, adds=False)
             sown.update(model.sown_collections)
             # Python code of models is slow to trace: nobody who asked, nothing to look for.
             if not model.asked_for_mode:
                 return meta.unbox(model.variables)
-            both, unmade = self._evaluated(model)
+            both, evaluation_error = self._evaluated(model)
             # Sown in evaluation and kept in training, it is state.
             sown.update(both.sown_collections - model.variables.keys())
             adds = jax.tree.structure(both.variables) != jax.tree.structure(model.variables)
             return meta.unbox(both.variables)
 
-        return _Found(jax.eval_shape(variables), tuple(sorted(sown)), adds, unmade)
+        return _Found(jax.eval_shape(variables), tuple(sorted(sown)), adds, evaluation_error)
 
     @property
     def sown(self) -> tuple[str, ...]:
@@ -117,9 +117,9 @@ class Probe:
         return self._found.sown
 
     @property
-    def unmade(self) -> str | None:
+    def evaluation_error(self) -> str | None:
         """Why variables of evaluation may not have been made; None where all were."""
-        return self._found.unmade
+        return self._found.evaluation_error
 
     def facts(self) -> Facts:
         """Returns the table of parameters, with those that only evaluation uses.

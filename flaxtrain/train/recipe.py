@@ -206,7 +206,7 @@ class Recipe:
             train=train,
             sown=self.sown,
             frozen=self.frozen,
-            unmade=self.probe.unmade,
+            evaluation_error=self.probe.evaluation_error,
             **rows,
         )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from flaxtrain.optim import apply_updates, with_extra_args
-from flaxtrain.precision import LossScale, NoScale
+from flaxtrain.precision import UNSCALED, LossScale
 from flaxtrain.spec import applied_learning_rates
 from flaxtrain.tree import Path, flatten, graft, split
 from flaxtrain.typing import Array, ArrayLike, Collections, Key, OptState, Params, Updates
@@ -86,7 +86,7 @@ class TrainState(struct.PyTreeNode):
         collections: Collections | None = None,
         rng: Key | int = 0,
         trainable: frozenset[Path] | None = None,
-        loss_scale: LossScale | None = None,
+        loss_scale: LossScale = UNSCALED,
         **kwargs: Any,
     ) -> TrainState:
         """Returns the state before the first step.
@@ -107,7 +107,7 @@ class TrainState(struct.PyTreeNode):
             params=params,
             collections={} if collections is None else collections,
             opt_state=tx_init(params if trainable is None else split(params, trainable)[0]),
-            loss_scale=NoScale() if loss_scale is None else loss_scale,
+            loss_scale=loss_scale,
             rng=jax.random.key(rng) if isinstance(rng, int) else rng,
             counters=Counters(),
             apply_fn=apply_fn,

@@ -1,9 +1,10 @@
 """One training step, and one evaluation step: pure functions, to be compiled by their caller.
 
-    batch -> rows that count -> forward -> weighted loss -> gradient of the trainable part
+    batch -> rows that count -> for each microbatch: forward -> weighted loss -> scale
+          -> gradient of the trainable part -> sum -> unscale
           -> finite? -> accept: clip, precondition, decay, learning rate, apply
                         reject: keep everything
-          -> counters, metrics
+          -> loss scale, counters, metrics
 
 A step is accepted or rejected whole. Metrics see the gradients, the updates and the old state.
 """
@@ -25,7 +26,7 @@ from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.rows import row_weights
 from flaxtrain.train.state import Counters, TrainState
 from flaxtrain.train.step_values import step_values, value_names
-from flaxtrain.tree import all_finite, global_norm, widened
+from flaxtrain.tree import all_finite, global_norm, where, widened
 from flaxtrain.typing import Array, ArrayLike, Batch, Updates
 
 __all__ = ["eval_step", "predict_step", "train_step"]
@@ -58,6 +59,9 @@ def train_step(
         several groups of parameters, these five also as `grad_norm/<group>` and so on. Of a
         dynamic loss scale also `loss_scale`, in a rejected step too.
 
+    Raises:
+        BatchError: the batch does not divide into microbatches.
+
     Example:
         >>> import flax.linen as nn, numpy as np
         >>> from flaxtrain import OptSpec, make_recipe
@@ -72,8 +76,9 @@ def train_step(
     """
     batch, real_rows, weight = row_weights(batch, mask)
     grads, output, collections = gradient(recipe, state, Rows(batch, real_rows, weight))
-    grads = state.loss_scale.unscale(grads)
-    grad_norm = global_norm(widened(grads))
+    # Widened first: what is tiny in 16 bits is zero once the scale is gone.
+    grads = state.loss_scale.unscale(widened(grads))
+    grad_norm = global_norm(grads)
     finite = (
         jnp.isfinite(output.loss.compute()) & jnp.isfinite(grad_norm) & all_finite(collections)
     )
@@ -82,23 +87,13 @@ def train_step(
     state, step_metrics = _update(recipe, state, grads, grad_norm, collections, accept, norms)
     used = state.loss_scale
     # An overflow is answered by a lower scale, as long as there is one.
-    halts = jnp.asarray(used.lowest) & (recipe.spec.nonfinite == "raise")
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    examples = (
-        jnp.asarray(rows, jnp.int32)
-        if real_rows is None
-        else jnp.sum(real_rows, dtype=jnp.int32)
-    )
+    halts = jnp.asarray(used.at_minimum) & (recipe.spec.nonfinite == "raise")
     state = state.replace(
-        loss_scale=jax.tree.map(
-            lambda new, old: jnp.where(tried, new, old),
-            used.adjust(finite),
-            used,
-        ),
-        counters=_count(state.counters, examples, tried, finite, halts),
+        loss_scale=where(tried, used.adjust(finite), used),
+        counters=_count(state.counters, _examples(batch, real_rows), tried, finite, halts),
     )
     metrics = {**output.metrics, "grad_norm": Mean(grad_norm, jnp.ones((), grad_norm.dtype))}
-    scale = {name: Mean(value, jnp.ones(())) for name, value in used.report().items()}
+    scale = {name: _single(value) for name, value in used.report().items()}
     return state, {**_if_accepted(metrics, accept), **scale, **step_metrics}
 
 
@@ -125,9 +120,7 @@ def _update(
         if not report:
             return new, {name: Mean.empty() for name in names}
         values = step_values(recipe.assignment, grads, updates, old.split_params()[0], new)
-        return new, {
-            name: Mean(_f32(value), jnp.ones((), jnp.float32)) for name, value in values.items()
-        }
+        return new, {name: _single(value) for name, value in values.items()}
 
     names = value_names(recipe.assignment, state)
     branches = [reject, lambda o: accept_it(o, False), lambda o: accept_it(o, True)]
@@ -135,8 +128,15 @@ def _update(
     return jax.lax.switch(index, branches, (state, grads, collections))
 
 
-def _f32(value: Array) -> Array:
-    return jnp.asarray(value, jnp.float32)
+def _single(value: ArrayLike) -> Mean:
+    """Returns the metric of one value."""
+    return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
+
+
+def _examples(batch: Batch, real_rows: Array | None) -> Array:
+    if real_rows is None:
+        return jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.int32)
+    return jnp.sum(real_rows, dtype=jnp.int32)
 
 
 def _total_weight(loss: Terms) -> Array:

@@ -558,6 +558,15 @@ class TestOtherGroups:
             restore(path, like=recipe_of(HEAD).init(0), from_like=(), if_present=())
         assert "extra    opt_state/learning_rates/body" in str(caught.value)
 
+    def test_as_many_other_numbers_are_not_taken_for_those_that_were_saved(self, tmp_path):
+        def recipe(**numbers):
+            return ft.make_recipe(Small(), ft.OptSpec("adamw", 1e-2, **numbers), BATCH)
+
+        path = save(tmp_path / "1", recipe(weight_decay=0.5).init(0))
+        like = recipe(weight_decay=0.0, clip_norm=1.0).init(0)
+        with pytest.raises(CheckpointError, match="missing  opt_state/hyperparams/default/"):
+            restore(path, like=like, from_like=(), if_present=())
+
     def test_other_slots_are_refused_all_the_same(self, tmp_path):
         path = save(tmp_path / "1", trained(BODY))
         other = ft.make_recipe(Small(), ft.OptSpec("sgd", 1e-2, momentum=0.9), BATCH)

@@ -352,3 +352,30 @@ def test_an_interrupt_while_features_are_computed_leaves_no_trace(
     with pytest.raises(KeyboardInterrupt):
         stopped.fit(data(), epochs=1, cache_frozen=True)
     assert stopped.state is None
+
+
+def test_microbatches_read_the_features_of_their_own_rows() -> None:
+    """One output of the frozen module is used in its shape only, so it is not kept."""
+
+    class Pair(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            hidden = nn.Dense(4)(x)
+            return hidden, nn.Dense(5)(hidden)
+
+    class Head(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            hidden, beside = Pair(name="pair")(x.reshape(x.shape[0], -1))
+            _ = beside + jnp.ones((x.shape[0], 5))
+            return nn.Dense(3)(hidden)
+
+    kernels = []
+    for cached in (False, True):
+        run = ft.Trainer(
+            Head(), ft.OptSpec("sgd", 0.1, freeze=["pair/**"]), accumulate=2, verbose=False
+        )
+        run.fit(data(), epochs=1, cache_frozen=cached)
+        assert run.state is not None
+        kernels.append(np.asarray(run.state.params["Dense_0"]["kernel"]))
+    np.testing.assert_allclose(*kernels, rtol=1e-5, atol=1e-6)

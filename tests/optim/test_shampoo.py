@@ -24,7 +24,7 @@ from tests.cases import CASES
 from tests.cases.base import per_array
 from tests.oracles.shampoo import shampoo as oracle
 from tests.oracles.test_oracles import gap
-from tests.runs import at, deviation, differing_leaves, walk
+from tests.runs import FLOAT32_BAR, at, deviation, differing_leaves, walk
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Any:
@@ -304,9 +304,11 @@ def test_schedules_decay_and_mask_are_those_of_adamw() -> None:
     rate = lambda count: 0.1 / (1 + count)  # noqa: E731
     ours = walk(optim.shampoo(rate, precondition_from=9, **arguments), params, grads, jit=True)
     judge = walk(optim.adamw(rate, **arguments), params, grads, jit=True)
-    assert differing_leaves((ours[0], ours[2]), (judge[0], judge[2])) == []
+    # Two programs: which products and sums are fused is the compiler's choice.
+    assert deviation((ours[0], ours[2]), (judge[0], judge[2])) <= FLOAT32_BAR
     other = walk(optim.shampoo(rate, precondition_from=9), params, grads, jit=True)
-    assert differing_leaves(other[0], ours[0]) == ["['w']"]
+    assert deviation(other[0]["b"], ours[0]["b"]) <= FLOAT32_BAR
+    assert deviation(other[0]["w"], ours[0]["w"]) > 1e-4
 
 
 def test_under_vmap_every_member_of_an_ensemble_gets_its_own_roots() -> None:

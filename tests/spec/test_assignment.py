@@ -192,6 +192,6 @@ def test_phases_come_from_the_freezes() -> None:
     table = assign(OptSpec("sgd", 0.1, freeze=Freeze("body", until=3)), net_facts())
     assert [phase.start for phase in table.phases] == [0, 3]
     assert table.phase_at(2) is table.phases[0]
-    assert repr(table) == "<7 parameters, 1 groups, 2 phases>"
+    assert repr(table) == "<7 parameters, 1 group, 2 phases>"
     with pytest.raises(FlaxtrainError, match=r"where: Freeze\('bady'\)"):
         assign(OptSpec("sgd", 0.1, freeze="bady"), net_facts())

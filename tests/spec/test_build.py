@@ -384,7 +384,7 @@ def test_a_built_transformation_prints_and_compares(facts: Facts) -> None:
     assert (
         repr(make())
         == "build(spec=OptSpec('adamw', learning_rate=0.1), assignment=<7 parameters, "
-        "1 groups, 1 phases>, phase=Phase(0, steps 0:, 7 trained))"
+        "1 group, 1 phase>, phase=Phase(0, steps 0:, 7 trained))"
     )
     mask = facts.tree(lambda fact: fact.role == "kernel")
     assert make(decay=mask).arguments["assignment"].params == (

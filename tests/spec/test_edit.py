@@ -151,11 +151,11 @@ def test_only_numbers_can_be_edited(values: Any) -> None:
         set_hyperparameters(tx.init(draw(0)), tx, **values)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in NAMED.items() if entry.once])
+@pytest.mark.parametrize("name", [name for name, entry in NAMED.items() if entry.initial_only])
 def test_what_is_read_only_when_slots_begin_is_not_edited(name: str) -> None:
     tx = built(OptSpec(name, 0.1))
     state = tx.init(draw(0))
-    for key in NAMED[name].once:
+    for key in NAMED[name].initial_only:
         with pytest.raises(ArgumentError, match=f"{name} reads '{key}' only when slots begin"):
             set_hyperparameters(state, tx, **{key: 0.01})
 

@@ -50,7 +50,7 @@ def given(name: str) -> dict[str, Any]:
 def numbers(name: str) -> dict[str, float]:
     """Those that may follow a schedule."""
     entry = NAMED[name]
-    may = set(adjustable(entry)) - set(entry.once)
+    may = set(adjustable(entry)) - set(entry.initial_only)
     found = {k: v for k, v in given(name).items() if k in may}
     if name not in DRAWN_INSIDE:
         found["learning_rate"] = 1e-2
@@ -176,7 +176,7 @@ def test_schedules_that_make_no_sense_are_refused(
 
 @pytest.mark.parametrize("name", ["adagrad", "rmsprop", "yogi"])
 def test_what_is_read_once_follows_no_schedule(name: str) -> None:
-    for key in NAMED[name].once:
+    for key in NAMED[name].initial_only:
         with pytest.raises(ArgumentError, match="is read only when slots begin"):
             spec_of(name, **{key: constant_schedule(0.1)})
 

@@ -18,7 +18,7 @@ from flaxtrain.spec import Freeze, Group, LayerDecay, OptSpec, assign, build, tr
 from flaxtrain.spec.parts import rewarming
 from flaxtrain.spec.phases import Activity
 from flaxtrain.tree import flatten, global_norm, path_name
-from tests.runs import deviation, run
+from tests.runs import FLOAT32_BAR, deviation, run
 from tests.spec.small import draw, first_update, gradients, net_facts, zeros
 
 STEPS = 5
@@ -163,7 +163,8 @@ def test_methods_with_one_state_for_all_have_one_set_of_numbers(name: str, own: 
     whole, before, _ = run(built(name, 1e-2), params, grads)
     group = Group("head", clip_norm=1e9)  # far above: nothing is clipped
     same, after, _ = run(built(name, 1e-2, groups=[group]), params, grads)
-    jax.tree.map(np.testing.assert_array_equal, same, whole)
+    # Two programs: which products and sums are fused is the compiler's choice.
+    assert deviation(same, whole) <= FLOAT32_BAR
     assert jax.tree.structure(before.slots) == jax.tree.structure(after.slots)
 
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import flaxtrain as ft
@@ -205,3 +206,49 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_traced() -> 
     with pytest.raises(BatchError, match="24 rows do not divide into 5") as error:
         recipe_of(MLP(), classification((8,)), 5)
     assert "multiple of 5" in str(error.value)
+
+
+def test_a_microbatch_without_weight_leaves_the_statistics_alone() -> None:
+    """Its rows are real, but none of their tokens counts."""
+
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool = False) -> Any:
+            return nn.BatchNorm(use_running_average=not train)(x)
+
+    def loss(model: Any, batch: Any) -> Any:
+        return ft.Mean.of(model(batch["x"]) ** 2, batch["tokens"])
+
+    tokens = np.ones((ROWS, 8), np.float32)
+    tokens[ROWS // 2 :] = 0.0
+    batch = {"x": classification((8,))["x"], "tokens": tokens}
+    half = {name: leaf[: ROWS // 2] for name, leaf in batch.items()}
+    both = step(Normed(), batch, 2, loss=loss)
+    alone = step(Normed(), half, 1, loss=loss)
+    np.testing.assert_allclose(
+        both["collections/batch_stats/BatchNorm_0/mean"],
+        alone["collections/batch_stats/BatchNorm_0/mean"],
+        rtol=1e-6,
+    )
+
+
+def test_a_term_without_any_weight_adds_nothing_to_the_gradient() -> None:
+    def loss(model: Any, batch: Any) -> Any:
+        out = model(batch["x"])
+        return ft.Mean.of(out[:, 0] ** 2) + ft.Mean(jnp.sum(out[:, 1] ** 2), jnp.zeros(()))
+
+    batch = {"x": classification((8,))["x"]}
+    with jax.enable_x64(True):
+        assert_same(step(MLP(), batch, 1, loss=loss), step(MLP(), batch, 4, loss=loss))
+
+
+@pytest.mark.parametrize("tx", [optax.adam(0.1), ft.optim.adam(0.1)], ids=["optax", "ours"])
+def test_objects_get_gradients_in_the_dtype_of_16_bit_parameters(tx: Any) -> None:
+    batch = classification((8,))
+    options = ft.StepOptions(accumulate=2)
+    model = nn.Dense(3, param_dtype=jnp.bfloat16)
+    recipe = ft.make_recipe(model, ft.OptSpec(tx), batch, options=options)
+    start = recipe.init(0)
+    state, _ = jax.jit(ft.train_step, static_argnums=0)(recipe, start, batch)
+    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, start)
+    assert int(state.step) == 1

@@ -36,7 +36,7 @@ def small_loss(model: Any, batch: Any) -> Any:
     return FACTOR * loss, {"accuracy": jnp.argmax(logits, -1) == batch["label"]}
 
 
-def accuracy(scale: LossScale | None, model: nn.Module | None = None) -> float:
+def accuracy(scale: LossScale, model: nn.Module | None = None) -> float:
     """Accuracy on the digits that were trained on, after three epochs."""
     data, _ = ft.data.digits()
     # Adam forgets the factor but for eps.
@@ -59,7 +59,7 @@ class Single(Half):
 
 
 def test_gradients_that_vanish_in_float16_are_saved_by_a_scale() -> None:
-    single = accuracy(None, Single())
+    single = accuracy(ft.NoScale(), Single())
     assert single > 0.85
     assert accuracy(ft.FixedScale(1.0)) < 0.3, "nothing is learnt"
     assert accuracy(ft.DynamicScale(init=2.0**24)) >= single - 0.02
@@ -144,3 +144,19 @@ def test_an_overflow_that_does_not_go_away_ends_the_run_with_its_last_good_state
         trainer.fit(data, steps=4)
     assert trainer.state is not None and int(trainer.state.step) == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainer.state.params))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_tiny_in_float16_parameters_is_not_lost_when_the_scale_is_taken_away(
+    count: int,
+) -> None:
+    model = nn.Dense(2, param_dtype=jnp.float16, dtype=jnp.float16)
+    batch = {"x": np.ones((8, 3), np.float32)}
+
+    def loss(model: Any, batch: Any) -> Any:
+        return 1e-9 * model(batch["x"]).astype(jnp.float32)[:, 0] ** 2
+
+    options = ft.StepOptions(count, ft.FixedScale(2.0**30))
+    recipe = ft.make_recipe(model, ft.OptSpec("adam", 0.1), batch, loss=loss, options=options)
+    _, metrics = jax.jit(ft.train_step, static_argnums=0)(recipe, recipe.init(0), batch)
+    assert 0 < float(metrics["grad_norm"].compute()) < 6e-8  # below float16's smallest number
