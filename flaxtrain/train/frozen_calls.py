@@ -116,9 +116,8 @@ class FrozenFeatures:
         return sum(s.size // s.shape[0] * jnp.dtype(s.dtype).itemsize for s in self.shapes)
 
     def answers(self, features: Sequence[Any]) -> list[list[Any]]:
-        """Returns what each call returns; what nobody reads is zeros."""
+        """Returns what each call returns, for a microbatch too; what nobody reads is zeros."""
         cached = iter(features)
-        # A microbatch has fewer rows than the batch that the shapes are of.
         rows = {self.shapes[0].shape[:1]: features[0].shape[:1]}
         return [
             [
