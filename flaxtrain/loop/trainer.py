@@ -61,8 +61,8 @@ class Trainer:
             initial values.
         adapters: which kernels get a trained low-rank matrix beside them, while the rest of the
             model is frozen.
-        accumulate: number of microbatches that a batch is split into, to need the memory of one
-            only: consecutive rows, with BatchNorm's statistics and dropout's keys of their own.
+        accumulate: number of microbatches that a batch is split into, for less memory: those
+            are consecutive rows, with BatchNorm's statistics and dropout's keys of their own.
             The gradient is that of the batch.
         loss_scale: what the loss is multiplied by while it is differentiated, for float16.
 

@@ -1,7 +1,7 @@
 """The numbers of one group of parameters, in one array.
 
-Each array that a compiled step takes and returns costs a microsecond or two, whatever its size
-(`benchmarks/loop_overhead.py`), and AdamW's numbers would be eight.
+Each array that a compiled step takes and returns costs a little, whatever its size, and AdamW's
+numbers would be eight. What the whole loop costs: `benchmarks/loop_overhead.py`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class StepOptions:
 
     Args:
         accumulate: number of microbatches, at least 1, that a batch is split into: consecutive
-            rows, one after the other, in the memory of one. The gradient is that of the batch.
+            rows, of whose activations one part is in memory. The gradient is that of the batch.
             BatchNorm's statistics and dropout's keys are those of a microbatch.
         loss_scale: what the loss is multiplied by while it is differentiated.
 
