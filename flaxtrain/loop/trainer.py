@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from flaxtrain.data import ArrayBatches, Stream, as_stream, is_arrays
+from flaxtrain.data import Stream, is_arrays
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, StateError
 from flaxtrain.loop.arguments import as_directory, check_arguments
@@ -25,15 +25,15 @@ from flaxtrain.loop.length import (
 )
 from flaxtrain.loop.plan import Plan
 from flaxtrain.loop.plan_start import planned_start
+from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.run import Run
-from flaxtrain.loop.window import EvalProgram, TrainProgram
-from flaxtrain.parallel import Compiled, compiled
+from flaxtrain.loop.streams import stream_in_order, training_stream
 from flaxtrain.params import LoRA, Restore
 from flaxtrain.precision import UNSCALED, LossScale
 from flaxtrain.spec import OptSpec
-from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe, predict_step
+from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe
 from flaxtrain.typing import HostTree
 
 __all__ = ["Trainer"]
@@ -111,9 +111,7 @@ class Trainer:
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
         self._fitted = False
-        self._train: dict[Recipe, TrainProgram] = {}
-        self._eval: EvalProgram | None = None
-        self._predict: Compiled | None = None
+        self._programs = Programs(log_every)
 
     @property
     def compilations(self) -> dict[str, int]:
@@ -121,10 +119,7 @@ class Trainer:
 
         The promise is once each, and the training step once for each phase of the run.
         """
-        return {
-            "train": sum(program.step.compilations for program in self._train.values()),
-            "eval": 0 if self._eval is None else self._eval.step.compilations,
-        }
+        return self._programs.compilations
 
     def fit(
         self,
@@ -166,7 +161,7 @@ class Trainer:
         check_repeats(ds, epochs)
         if eval_every is not None:
             check_period(eval_every, where="fit(eval_every=...)")
-        stream, notes = self._stream(ds, batch_size, shuffle=True)
+        stream, notes = training_stream(ds, batch_size, self.seed)
         cache = feature_cache(cache_frozen, stream)
         if steps is None and epochs is None:
             epochs = 1
@@ -194,7 +189,7 @@ class Trainer:
             total=total_batches(self.state, horizon.total_steps, fresh),
             epochs=epochs if horizon.total_steps is None else None,
             hooks=all_hooks(self.hooks, evaluation, self.verbose, self.workdir),
-            program=self._train_program,
+            program=self._programs.train,
             evaluate=self._evaluate,
             position=position_in(stream, self.state, fresh),
             workdir=self.workdir,
@@ -246,11 +241,8 @@ class Trainer:
         """
         state = self._trained("predict")
         assert self.recipe is not None
-        stream, _ = self._stream(ds, batch_size, shuffle=False)
-        if self._predict is None:
-            recipe = self.recipe
-            self._predict = compiled(lambda state, batch: predict_step(recipe, state, batch))
-        return predict(self._predict, state, stream)
+        program = self._programs.predict(self.recipe)
+        return predict(program, state, stream_in_order(ds, batch_size))
 
     def plan(
         self,
@@ -269,7 +261,7 @@ class Trainer:
             batch_size: as for `fit`.
         """
         check_length(steps, epochs)
-        stream, notes = self._stream(ds, batch_size, shuffle=True)
+        stream, notes = training_stream(ds, batch_size, self.seed)
         if steps is None and epochs is None:
             epochs = 1
         horizon = horizon_of(stream, steps, epochs)
@@ -279,16 +271,6 @@ class Trainer:
         return Plan.of(recipe, stream, horizon, tuple(notes), start)
 
     # What fit is made of.
-
-    def _stream(
-        self, ds: Any, batch_size: int | None, *, shuffle: bool
-    ) -> tuple[Stream, list[str]]:
-        if isinstance(ds, ArrayBatches) and not shuffle:
-            ds = ds.in_order()
-        stream = as_stream(ds, batch_size=batch_size, shuffle=shuffle, seed=self.seed)
-        if batch_size is None and is_arrays(ds):
-            return stream, [f"batch_size= was not given: {stream.rows}"]
-        return stream, []
 
     def _build(self, stream: Stream, horizon: Horizon, keep: bool = True) -> Recipe:
         recipe = self.recipe if self._fitted else None
@@ -307,7 +289,7 @@ class Trainer:
             raise recipe.padding_problem
         if keep and recipe is not self.recipe:
             self.recipe = recipe
-            self._train, self._eval, self._predict = {}, None, None
+            self._programs.forget()
         return recipe
 
     def _evaluation(
@@ -317,7 +299,7 @@ class Trainer:
         if ds is None:
             return ()
         size = batch_size if is_arrays(ds) else None
-        stream, _ = self._stream(ds, size, shuffle=False)
+        stream = stream_in_order(ds, size)
         check_evaluation(recipe, stream)
         return (Evaluate(stream, every),)
 
@@ -327,19 +309,12 @@ class Trainer:
             return [f"loss= was not given, inferred from the targets: {loss.name}"]
         return []
 
-    def _train_program(self, recipe: Recipe) -> TrainProgram:
-        if recipe not in self._train:
-            self._train[recipe] = TrainProgram(recipe, self.log_every)
-        return self._train[recipe]
-
     def _evaluate(
         self, ds: Any, *, batch_size: int | None, state: TrainState
     ) -> dict[str, float]:
         assert self.recipe is not None
-        stream, _ = self._stream(ds, batch_size, shuffle=False)
-        if self._eval is None:
-            self._eval = EvalProgram(self.recipe)
-        return evaluate(self.recipe, self._eval, state, stream)
+        program = self._programs.evaluate(self.recipe)
+        return evaluate(self.recipe, program, state, stream_in_order(ds, batch_size))
 
     def _trained(self, verb: str) -> TrainState:
         if self.state is None:

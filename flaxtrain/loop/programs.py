@@ -1,0 +1,53 @@
+"""The compiled functions of a trainer, each made when it is first asked for."""
+
+from __future__ import annotations
+
+from flaxtrain.loop.window import EvalProgram, TrainProgram
+from flaxtrain.parallel import Compiled, compiled
+from flaxtrain.train import Recipe, predict_step
+
+__all__ = ["Programs"]
+
+
+class Programs:
+    """The compiled functions of a trainer.
+
+    Args:
+        log_every: number of batches between two log points.
+    """
+
+    def __init__(self, log_every: int) -> None:
+        self._log_every = log_every
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops all of them: the next run is of another model."""
+        self._train: dict[Recipe, TrainProgram] = {}
+        self._eval: EvalProgram | None = None
+        self._predict: Compiled | None = None
+
+    @property
+    def compilations(self) -> dict[str, int]:
+        """How often the steps of training and of evaluation were compiled so far."""
+        return {
+            "train": sum(program.step.compilations for program in self._train.values()),
+            "eval": 0 if self._eval is None else self._eval.step.compilations,
+        }
+
+    def train(self, recipe: Recipe) -> TrainProgram:
+        """Returns the training step of one phase of the run."""
+        if recipe not in self._train:
+            self._train[recipe] = TrainProgram(recipe, self._log_every)
+        return self._train[recipe]
+
+    def evaluate(self, recipe: Recipe) -> EvalProgram:
+        """Returns the evaluation step: the same one in all phases."""
+        if self._eval is None:
+            self._eval = EvalProgram(recipe)
+        return self._eval
+
+    def predict(self, recipe: Recipe) -> Compiled:
+        """Returns the function from state and batch to the model's output."""
+        if self._predict is None:
+            self._predict = compiled(lambda state, batch: predict_step(recipe, state, batch))
+        return self._predict
