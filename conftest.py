@@ -14,6 +14,7 @@ float64 is switched on by the tests that need it, with `jax.enable_x64(True)` as
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -51,9 +52,15 @@ CHECKS_TYPES = all(importlib.util.find_spec(name) for name in ("jaxtyping", "bea
 if CHECKS_TYPES:
     import jaxtyping
 
-    import tests.typechecker  # noqa: F401, the hook finds it by name
+    from tests.typechecker import install
 
-    jaxtyping.install_import_hook("flaxtrain", "tests.typechecker.checked")
+    install("flaxtrain")
+
+
+def pytest_collection_finish() -> None:
+    """Takes tests and modules, a million objects, out of what is searched for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -50,16 +50,31 @@ def pad(batch: dict[str, np.ndarray], fill: str) -> dict[str, np.ndarray]:
     return {name: padded(leaf) for name, leaf in batch.items()}
 
 
-def step(module: nn.Module, batch: Any, mask: Any) -> tuple[Any, Any]:
-    """Makes one SGD step of learning rate 1: the update is minus the gradient."""
+COMPILED = jax.jit(ft.train_step, static_argnums=0)
+STARTS: dict[Any, tuple[ft.Recipe, Any]] = {}
+"""What is compiled for batches of one layout, and the state that they start from."""
+
+
+def start(module: nn.Module, batch: Any) -> tuple[ft.Recipe, Any]:
+    layout = tuple((name, leaf.shape, leaf.dtype) for name, leaf in batch.items())
+    if (module, layout) not in STARTS:
+        STARTS[module, layout] = start_anew(module, batch)
+    return STARTS[module, layout]
+
+
+def start_anew(module: nn.Module, batch: Any) -> tuple[ft.Recipe, Any]:
     recipe = ft.make_recipe(module, ft.OptSpec("sgd", learning_rate=1.0), batch)
     state = recipe.init(seed=0)
     # Zero-initialised scales and embeddings would hide errors; all leaves become random.
     leaves, tree = jax.tree.flatten(state.params)
     rng = np.random.default_rng(1)
     params = tree.unflatten([jnp.asarray(0.3 * rng.normal(size=leaf.shape)) for leaf in leaves])
-    state = recipe.state(params, state.collections, jax.random.key(3))
-    return jax.jit(ft.train_step, static_argnums=0)(recipe, state, batch, mask)
+    return recipe, recipe.state(params, state.collections, jax.random.key(3))
+
+
+def step(module: nn.Module, batch: Any, mask: Any) -> tuple[Any, Any]:
+    """Makes one SGD step of learning rate 1: the update is minus the gradient."""
+    return COMPILED(*start(module, batch), batch, mask)
 
 
 def numbers(state: Any, metrics: Any) -> dict[str, np.ndarray]:
