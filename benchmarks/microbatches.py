@@ -94,8 +94,7 @@ def batch_of(shape: tuple[int, ...], rows: int) -> dict[str, np.ndarray]:
 
 def step_of(model: nn.Module, batch: Any, count: int) -> tuple[Any, ft.Recipe]:
     """Return our compiled step, donated, and its recipe."""
-    options = ft.StepOptions(accumulate=count)
-    recipe = ft.make_recipe(model, ft.OptSpec("adamw", 1e-3), batch, options=options)
+    recipe = ft.make_recipe(model, ft.OptSpec("adamw", 1e-3, accumulate=count), batch)
 
     def step(state: Any, batch: Any) -> Any:
         return ft.train_step(recipe, state, batch, norms=False)
