@@ -19,16 +19,16 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from flaxtrain.checks import check_integer
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Duration", "DurationLike", "Horizon", "parse", "to_steps"]
+__all__ = ["Duration", "DurationLike", "Horizon", "Resolvable", "parse", "to_steps"]
 
 DurationLike: TypeAlias = int | np.integer[Any] | str
 """A number of steps, or a text such as `"500"`, `"10ep"`, `"5%"`, `"1M ex"`."""
@@ -45,9 +45,10 @@ class Horizon:
     """What is known about a run, so that relative durations can be turned into steps.
 
     Args:
-        total_steps: optimizer updates in the whole run; None when not known yet.
-        steps_per_epoch: optimizer updates in one pass over the data.
-        batch_size: examples that one optimizer update sees.
+        total_steps: batches in the whole run; None when not known yet.
+        steps_per_epoch: batches in one pass over the data.
+        batch_size: examples in a batch.
+        batches_per_update: batches that one optimizer update is made of. A step is an update.
 
     Raises:
         ArgumentError: a number is below 1.
@@ -61,13 +62,29 @@ class Horizon:
     total_steps: int | None = None
     steps_per_epoch: int | None = None
     batch_size: int | None = None
+    batches_per_update: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "steps_per_epoch", "batch_size"):
-            value = getattr(self, name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             if value is not None:
-                check_integer(name, value, minimum=1, where="Horizon")
-                object.__setattr__(self, name, int(value))
+                check_integer(field.name, value, minimum=1, where="Horizon")
+                object.__setattr__(self, field.name, int(value))
+
+    @property
+    def total_updates(self) -> int | None:
+        """Optimizer updates in the whole run, at least 1; None when not known yet."""
+        total = self.total_steps
+        return None if total is None else max(1, total // self.batches_per_update)
+
+
+@runtime_checkable
+class Resolvable(Protocol):
+    """What holds durations: schedules, clips, averages and the like."""
+
+    def resolve(self, horizon: Horizon) -> Any:
+        """Returns it with all durations in steps."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -110,16 +127,15 @@ class Duration:
                     self,
                     where,
                 )
-                exact = self.amount * per_epoch
+                exact = self.amount * per_epoch / horizon.batches_per_update
             case "%":
                 total = _known(
-                    horizon.total_steps, "total number of steps", "total_steps", self, where
+                    horizon.total_updates, "total number of steps", "total_steps", self, where
                 )
                 exact = self.amount * total / 100
             case _:
-                exact = self.amount / _known(
-                    horizon.batch_size, "batch size", "batch_size", self, where
-                )
+                rows = _known(horizon.batch_size, "batch size", "batch_size", self, where)
+                exact = self.amount / (rows * horizon.batches_per_update)
         nearest = math.floor(exact + Fraction(1, 2))
         return max(nearest, 1) if exact > 0 else 0
 

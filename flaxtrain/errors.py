@@ -19,6 +19,7 @@ __all__ = [
     "BatchError",
     "CheckpointError",
     "DataError",
+    "DebugError",
     "EmptyDatasetError",
     "FlaxtrainError",
     "LossError",
@@ -114,7 +115,34 @@ class StateError(FlaxtrainError, RuntimeError):
 
 
 class NonFiniteError(FlaxtrainError, ArithmeticError):
-    """Loss, gradient or a collection became NaN or infinite."""
+    """Loss, gradient or a collection became NaN or infinite.
+
+    Args:
+        found: see `FlaxtrainError`.
+        where: likewise.
+        fix: likewise.
+        details: further lines, between the place and the fix.
+        diagnosis: what was found out when the batch was run again (a `Diagnosis`).
+    """
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        details: Iterable[str] = (),
+        diagnosis: object = None,
+    ) -> None:
+        super().__init__(found, where=where, fix=fix)
+        self.details, self.diagnosis = tuple(details), diagnosis
+        head, separator, tail = str(self).rpartition("\n  fix:   ")
+        lines = [head if separator else tail, *(f"  {line}" for line in self.details)]
+        self.args = ("\n".join(lines) + (separator + tail if separator else ""),)
+
+
+class DebugError(FlaxtrainError, RuntimeError):
+    """A debugging run has found what it looks for, or didn't get where it should."""
 
 
 class CheckpointError(FlaxtrainError, ValueError):

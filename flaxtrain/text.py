@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TextTable", "counted", "listed", "readable_bytes"]
+__all__ = ["TextTable", "counted", "listed", "numbered_rows", "readable_bytes"]
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,31 @@ def listed(names: Sequence[Any], shown: int = 5) -> str:
     return ", ".join(map(str, names[:shown])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Returns how many of something there are.
 
+    Args:
+        number: how many.
+        noun: what one of them is called.
+        plural: what several are called; None: the noun with an s.
+
     Example:
-        >>> counted(1, "array"), counted(1000, "value")
-        ('1 array', '1,000 values')
+        >>> counted(1, "array"), counted(1000, "value"), counted(2, "batch", "batches")
+        ('1 array', '1,000 values', '2 batches')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def numbered_rows(rows: tuple[int, ...], word: str = "row") -> str:
+    """Returns numbers of rows as text, the first eight of them.
+
+    Example:
+        >>> numbered_rows((3,)), numbered_rows((1, 2)), numbered_rows((7, 8), "example")
+        ('row 3', 'rows 1, 2', 'examples 7, 8')
+    """
+    shown = ", ".join(map(str, rows[:8]))
+    more = f", ... ({len(rows)} in all)" if len(rows) > 8 else ""
+    return f"{word}{'' if len(rows) == 1 else 's'} {shown}{more}"
 
 
 def readable_bytes(number: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flaxtrain.text import TextTable, counted, listed, readable_bytes
+from flaxtrain.text import TextTable, counted, listed, numbered_rows, readable_bytes
 
 TABLE = TextTable(
     ("name", "size", "selects"),
@@ -70,3 +70,8 @@ def test_numbers_have_their_nouns() -> None:
 )
 def test_memory_is_in_readable_units(size: int, text: str) -> None:
     assert readable_bytes(size) == text
+
+
+def test_rows_are_numbered_up_to_the_eighth() -> None:
+    assert numbered_rows(tuple(range(8))) == "rows 0, 1, 2, 3, 4, 5, 6, 7"
+    assert numbered_rows(tuple(range(9))) == "rows 0, 1, 2, 3, 4, 5, 6, 7, ... (9 in all)"

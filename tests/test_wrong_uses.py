@@ -27,6 +27,7 @@ BUILTIN: dict[type[ft.FlaxtrainError], type[Exception]] = {
     errors.ArgumentTypeError: TypeError,
     errors.BatchError: ValueError,
     errors.DataError: ValueError,
+    errors.DebugError: RuntimeError,
     errors.EmptyDatasetError: ValueError,
     errors.LossError: ValueError,
     errors.MissingKeyError: KeyError,
@@ -42,7 +43,7 @@ LABEL = (np.arange(12) % 3).astype(np.int32)
 DATA = {"x": X, "label": LABEL}
 SPEC = ft.OptSpec("sgd", learning_rate=0.1)
 NAN = float("nan")
-ADAM = "b1, b2, clip_norm, decay, decay_to, eps, eps_root, freeze, groups, layer_decay, learning_rate, mu_dtype, nesterov, nonfinite, weight_decay"
+ADAM = "accumulate, b1, b2, clip, clip_norm, decay, decay_to, ema, eps, eps_root, freeze, groups, layer_decay, learning_rate, max_skips, mu_dtype, nesterov, nonfinite, spikes, weight_decay"
 DURATIONS = "'500' or '500st' (steps), '10ep' (epochs), '5%' (of the run), '1M ex' (examples)"
 
 
@@ -235,6 +236,55 @@ SPECS = {
   where: OptSpec('adam')
   fix:   pass a finite number in (0, inf)""",
     ),
+    "average of no kind": Row(
+        lambda _: ft.OptSpec("adam", learning_rate=0.1, ema="swa"),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        """ema='swa' is a str, not an average
+  where: OptSpec
+  fix:   pass the decay of a moving average, ft.Ema(...), ft.Swa(...) or ft.Lookahead(...)""",
+    ),
+    "decay of 1": Row(
+        lambda _: ft.OptSpec("adam", learning_rate=0.1, ema=1.0),
+        errors.ArgumentError,
+        """ema=1.0: decay=1.0 is out of range
+  where: OptSpec
+  fix:   pass a finite number in [0, 1)""",
+    ),
+    "limit of no kind": Row(
+        lambda _: ft.OptSpec("adam", learning_rate=0.1, clip=1.0),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        """clip=1.0 is a float, not a kind of clipping
+  where: OptSpec
+  fix:   pass one, or a list, of ClipNorm(...), ClipValue(...), ClipBlockRms(...), AdaptiveClip(...), ClipZScore(...)""",
+    ),
+    "two limits for the norm": Row(
+        lambda _: ft.OptSpec("adam", 0.1, clip_norm=1.0, clip=[ft.ClipNorm(2.0)]),
+        errors.ArgumentError,
+        """both clip_norm=1.0 and ClipNorm(2.0) limit the norm
+  where: OptSpec
+  fix:   leave clip_norm out: it comes first, ClipNorm where it stands in the list""",
+    ),
+    "one kind of clipping twice": Row(
+        lambda _: ft.Group("head", clip=[ft.ClipValue(2.0), ft.ClipValue(1.0)]),
+        errors.ArgumentError,
+        """clip= holds ClipValue twice
+  where: Group('head')
+  fix:   say each kind once, in one place""",
+    ),
+    "negative limit of entries": Row(
+        lambda _: ft.ClipValue(-1.0),
+        errors.ArgumentError,
+        """limit=-1.0 is out of range
+  where: ClipValue
+  fix:   pass a finite number in (0, inf)""",
+    ),
+    "warm-up of one update": Row(
+        lambda _: ft.ClipZScore(warmup=1),
+        errors.ArgumentError,
+        """warmup=1: one norm has no variance
+  where: ClipZScore
+  fix:   pass at least 2 updates""",
+    ),
     "unknown decay preset": Row(
         lambda _: ft.OptSpec("adamw", learning_rate=0.1, decay="kernel"),
         errors.UnknownNameError,
@@ -384,6 +434,41 @@ LENGTHS = {
         errors.ArgumentError,
         "both steps=3 and epochs=1 are given\n  where: fit\n  fix:   give one of them",
         steps=1,
+    ),
+    "misspelt debug mode": Row(
+        lambda make: make.trained().fit(DATA, debug="chekify"),
+        errors.UnknownNameError,
+        """unknown debug 'chekify'
+  where: fit
+  fix:   did you mean 'checkify'? Known: checkify, overfit, smoke""",
+        steps=1,
+    ),
+    "batch that is not learnt": Row(
+        lambda make: make.trained(spec=ft.OptSpec("sgd", learning_rate=1e-9)).fit(
+            DATA, steps=3, debug="overfit"
+        ),
+        errors.DebugError,
+        (
+            "100.00% of the first, in 3 steps",
+            "where: fit(debug='overfit')",
+            "the learning rate (the last one: default 1e-09)",
+        ),
+        steps=1,
+    ),
+    "check of an iterator": Row(
+        lambda make: make.trained().check(whole()),
+        errors.DataError,
+        """the generator can be iterated once only: its batches would be missing in the run that follows
+  where: check
+  fix:   pass arrays, a list of batches, or a function that returns a new iterator""",
+        steps=1,
+    ),
+    "range test of an object's rate": Row(
+        lambda make: make(spec=ft.OptSpec(ft.optim.sgd(0.1))).find_lr(DATA),
+        errors.ArgumentError,
+        """the optimizer is an object, which keeps its learning rate to itself
+  where: find_lr
+  fix:   pass the optimizer by name: OptSpec('adamw', learning_rate=...)""",
     ),
     "nonsense in eval_every": Row(
         lambda make: make().fit(DATA, eval_ds=DATA, eval_every="1 eq"),
@@ -650,7 +735,7 @@ LOSSES = {
         errors.LossError,
         """metric name 'loss' is one that the step itself reports
   where: loss_fn
-  fix:   choose another name than loss, grad_norm, update_norm, param_norm, learning_rate, weight_decay, loss_scale""",
+  fix:   choose another name than loss, grad_norm, clipped_grad_norm, update_norm, param_norm, learning_rate, weight_decay, loss_scale""",
     ),
     "metric of the wrong shape": Row(
         lambda make: make(loss=with_metric("top", lambda logits: logits)).fit([DATA]),
@@ -735,9 +820,25 @@ LOSSES = {
         steps=1,
     ),
     "unknown weights": Row(
+        lambda make: make.trained().evaluate(DATA, weights="swa"),
+        errors.UnknownNameError,
+        "unknown weights 'swa'\n  where: evaluate\n  fix:   Known: both, ema, raw",
+        steps=1,
+    ),
+    "averaged weights, and none are kept": Row(
         lambda make: make.trained().evaluate(DATA, weights="ema"),
-        errors.ArgumentError,
-        "weights='ema' is not known\n  where: evaluate\n  fix:   pass weights='raw'",
+        errors.StateError,
+        """no average of the weights is kept
+  where: evaluate(weights='ema')
+  fix:   pass OptSpec(ema=0.999) or another average when the trainer is made""",
+        steps=1,
+    ),
+    "statistics of a model without BatchNorm": Row(
+        lambda make: make.trained(spec=SPEC.replace(ema=0.9)).recompute_batch_stats(DATA),
+        errors.ModelError,
+        """the model has no BatchNorm with running statistics
+  where: recompute_batch_stats
+  fix:   leave the call out: there is nothing to compute anew""",
         steps=1,
     ),
 }

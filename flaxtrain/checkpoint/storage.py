@@ -40,8 +40,15 @@ __all__ = ["FROM_SPEC", "IF_PRESENT", "read_meta", "restore", "save"]
 FROM_SPEC = ("opt_state/hyperparams",)
 """What a training state has from its spec; no part of what was learnt."""
 
-IF_PRESENT = ("opt_state/learning_rates",)
-"""What a training state has for each group, and a checkpoint with other groups has not."""
+IF_PRESENT = (
+    "opt_state/learning_rates",
+    "counters/spikes",
+    "spikes/values",
+    "spikes/count",
+)
+"""What a training state has for each group, and a checkpoint with other groups has not; and
+what a state without a spike rule has not: the number of spikes among the counters, and the
+values that the rule compares with."""
 
 
 def save(

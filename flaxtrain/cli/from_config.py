@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ from flaxtrain.data import Stream, as_stream, is_arrays
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.loop import Trainer
 from flaxtrain.params import LoRA, Restore
+from flaxtrain.precision import DynamicScale, FixedScale, LossScale, NoScale
 from flaxtrain.schedules import FACTORIES, from_dict
 from flaxtrain.spec import Freeze, Group, OptSpec
+from flaxtrain.spec.data import decoded
 
 __all__ = ["fit_arguments", "spec_from_config", "trainer_from_config"]
 
@@ -25,6 +28,8 @@ FIELDS: Mapping[str, str] = {
     "schedule": "a schedule by name, its arguments beside it; its peak is opt.learning_rate",
     "init_from": "arguments of Restore; without a source, the run starts from new weights",
     "adapters": "arguments of LoRA",
+    "precision": "what is stored and computed in: 'f32', 'bf16', 'p=bf16,c=bf16,o=f32'",
+    "loss_scale": "of float16: a number, or {'kind': 'DynamicScale'} with its arguments",
     "batch_size": "examples per step",
     "epochs": "passes over the training data (or steps)",
     "steps": "number of steps (or epochs)",
@@ -41,6 +46,10 @@ _FORMS = {
     "schedule": "{'schedule': 'cosine_decay_schedule', 'decay_steps': '100%'}",
     "init_from": "{'source': 'runs/pretrained', 'skip': ('head',)}",
     "adapters": "{'select': '#kernel', 'rank': 4}",
+    "loss_scale": "{'kind': 'DynamicScale', 'init': 1024.0}",
+}
+_SCALES: Mapping[str, type[Any]] = {
+    kind.__name__: kind for kind in (NoScale, FixedScale, DynamicScale)
 }
 _PEAK = ("peak_value", "init_value", "value")
 
@@ -48,7 +57,8 @@ _PEAK = ("peak_value", "init_value", "value")
 def spec_from_config(config: Config) -> OptSpec:
     """Returns the optimizer spec of a config.
 
-    `config.opt` holds the arguments of `OptSpec`; groups and freezes may be dicts. With a
+    `config.opt` holds the arguments of `OptSpec`; groups and freezes may be dicts, and so may
+    averages, clips and the like: `{"kind": "ClipValue", "limit": 1.0}`. With a
     `config.schedule`, `opt.learning_rate` is its peak, so that
     `--config.opt.learning_rate=...` works with and without one.
 
@@ -61,7 +71,7 @@ def spec_from_config(config: Config) -> OptSpec:
         >>> spec_from_config(ConfigDict({"opt": {"optimizer": "sgd", "learning_rate": 0.1}}))
         OptSpec('sgd', learning_rate=0.1)
     """
-    arguments = _section(config, "opt")
+    arguments = {name: decoded(value) for name, value in _section(config, "opt").items()}
     if "optimizer" not in arguments:
         raise _missing("config.opt", "optimizer", "name one: 'adamw'")
     if config.get("schedule"):
@@ -145,10 +155,11 @@ def trainer_from_config(
         spec_from_config(config),
         loss=task.loss,
         metrics=task.metrics,
+        precision=fields.get("precision", "f32"),
         seed=fields.get("seed", 0),
         log_every=fields.get("log_every", 50),
         workdir=workdir,
-        **{**_pretrained(config), **kwargs},
+        **{**_pretrained(config), **_scaled(config), **kwargs},
     )
     return trainer, task
 
@@ -161,6 +172,35 @@ def _pretrained(config: Config) -> dict[str, Any]:
     if config.get("adapters"):
         found["adapters"] = _made(LoRA, _section(config, "adapters"), "adapters")
     return found
+
+
+def _scaled(config: Config) -> dict[str, LossScale]:
+    """Returns the loss scale as an argument of `Trainer`; without one, it has its default."""
+    given, where = config.get("loss_scale"), "config.loss_scale"
+    if given is None:
+        return {}
+    if not isinstance(given, ConfigDict):
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            raise ArgumentTypeError(
+                f"{where} is a {type(given).__name__}, neither a number nor a dict",
+                where=where,
+                fix=f"write loss_scale=1024.0, or loss_scale={_FORMS['loss_scale']}",
+            )
+        return {"loss_scale": FixedScale(given)}
+    arguments = _section(config, "loss_scale")
+    if "kind" not in arguments:
+        raise _missing(where, "kind", f"write loss_scale={_FORMS['loss_scale']}")
+    kind = arguments.pop("kind")
+    if kind not in _SCALES:
+        raise unknown_name("kind", str(kind), _SCALES, where=where)
+    # What changes during a run is no part of a config.
+    known = [f.name for f in dataclasses.fields(_SCALES[kind]) if f.metadata.get("static")]
+    for argument in arguments:
+        if argument not in known:
+            raise unknown_name("argument", argument, known, where=f"{where}: {kind}")
+    if kind == FixedScale.__name__ and "value" not in arguments:
+        raise _missing(where, "value", "write loss_scale=1024.0")
+    return {"loss_scale": _SCALES[kind](**arguments)}
 
 
 def _made(kind: Any, arguments: dict[str, Any], name: str) -> Any:

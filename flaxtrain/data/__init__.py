@@ -1,5 +1,6 @@
 """Data sets: batching, padding, prefetching, and what the training loop sees of any of them."""
 
+from flaxtrain.data.batch_file import load_batch, save_batch
 from flaxtrain.data.batches import ArrayBatches, batches
 from flaxtrain.data.digits import digits
 from flaxtrain.data.inputs import example_weights, model_inputs, target
@@ -18,8 +19,10 @@ __all__ = [
     "digits",
     "example_weights",
     "is_arrays",
+    "load_batch",
     "model_inputs",
     "pad",
     "prefetch",
+    "save_batch",
     "target",
 ]

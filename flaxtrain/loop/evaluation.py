@@ -10,14 +10,64 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxtrain.checks import check_choice
 from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.errors import StateError
 from flaxtrain.loop.length import surely_ragged
 from flaxtrain.loop.window import IN_FLIGHT, EvalProgram, as_numbers
 from flaxtrain.parallel import Compiled, place
-from flaxtrain.train import Recipe, TrainState, check_labels, eval_step
+from flaxtrain.train import (
+    NO_AVERAGE,
+    NoAverage,
+    Recipe,
+    TrainState,
+    check_labels,
+    eval_state,
+    eval_step,
+)
 from flaxtrain.typing import HostTree
 
-__all__ = ["check_evaluation", "checked", "evaluate", "predict"]
+__all__ = [
+    "check_evaluation",
+    "checked",
+    "evaluate",
+    "for_evaluation",
+    "predict",
+    "with_weights",
+]
+
+WEIGHTS = ("raw", "ema", "both")
+"""The weights that can be evaluated: the trained ones, their average, both."""
+
+
+def with_weights(state: TrainState, weights: str, *, where: str) -> TrainState:
+    """Returns the state with the weights asked for.
+
+    Args:
+        state: the training state.
+        weights: `"raw"`, the trained weights, or `"ema"`, their average.
+        where: the method that was called.
+
+    Raises:
+        UnknownNameError: `weights` is another word.
+        StateError: there is no average (yet).
+    """
+    check_choice("weights", weights, WEIGHTS[:2], where=where)
+    if weights == "raw":
+        return state
+    if isinstance(state.ema, NoAverage):
+        raise StateError(
+            "no average of the weights is kept",
+            where=f"{where}(weights={weights!r})",
+            fix="pass OptSpec(ema=0.999) or another average when the trainer is made",
+        )
+    if not state.ema.begun:
+        raise StateError(
+            f"the average {state.ema.rule!r} has not begun after {int(state.step)} updates",
+            where=f"{where}(weights={weights!r})",
+            fix="train longer, or let it begin earlier",
+        )
+    return eval_state(state)
 
 
 def check_evaluation(recipe: Recipe, stream: Stream) -> None:
@@ -34,34 +84,66 @@ def check_evaluation(recipe: Recipe, stream: Stream) -> None:
 
 
 def evaluate(
-    recipe: Recipe, program: EvalProgram, state: TrainState, stream: Stream
+    recipe: Recipe,
+    program: EvalProgram,
+    state: TrainState,
+    stream: Stream,
+    weights: str | None = None,
 ) -> dict[str, float]:
     """Returns loss and metrics over one epoch of `stream`.
 
+    Args:
+        recipe: what does not change in the run.
+        program: the compiled evaluation step.
+        state: the training state.
+        stream: the data; it is read once.
+        weights: `"raw"`, `"ema"`, or `"both"`: then the numbers of the averaged weights have
+            names such as `loss/ema`; None: both, where there is an average.
+
     Raises:
         LossError: a batch has padding rows and the loss or a metric is a scalar.
+        StateError: there is no average (yet).
+        UnknownNameError: `weights` is another word.
     """
+    if weights is None:
+        weights = "both" if state.ema.begun else "raw"
+    check_choice("weights", weights, WEIGHTS, where="evaluate")
+    chosen = {"": "raw", "/ema": "ema"} if weights == "both" else {"": weights}
+    states = {
+        suffix: for_evaluation(with_weights(state, which, where="evaluate"))
+        for suffix, which in chosen.items()
+    }
     masked = recipe.padding_problem is None
-    state = _without_optimizer(state)
-    window: Any = None
+    windows: dict[str, Any] = {}
     in_flight: deque[Any] = deque()
     for batch in prefetch(checked(recipe, stream.epoch(0), "evaluation"), place):
         if batch.count < stream.rows and recipe.padding_problem is not None:
             raise recipe.padding_problem
         mask = batch.mask if masked else None
-        if window is None:
-            window = program.empty_window(state, batch.data, mask)
-        window, token = program.step(state, window, batch.data, mask)
-        in_flight.append(token)
-        if len(in_flight) > IN_FLIGHT:
-            in_flight.popleft().block_until_ready()
-    values, _, _ = program.finish(window)
-    return as_numbers(jax.device_get(values))
+        for suffix, own in states.items():
+            if suffix not in windows:
+                windows[suffix] = program.empty_window(own, batch.data, mask)
+            windows[suffix], token = program.step(own, windows[suffix], batch.data, mask)
+            in_flight.append(token)
+            if len(in_flight) > IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+    numbers: dict[str, float] = {}
+    for suffix, window in windows.items():
+        found = as_numbers(jax.device_get(program.finish(window)[0]))
+        numbers |= {f"{name}{suffix}": value for name, value in found.items()}
+    return numbers
 
 
-def _without_optimizer(state: TrainState) -> TrainState:
-    """What differs between the phases of a run is left out: one program serves all of them."""
-    return state.replace(opt_state=(), tx=None, trainable=None)
+def for_evaluation(state: TrainState) -> TrainState:
+    """Leaves out what differs between phases and weights: one program serves all of them."""
+    return state.replace(
+        opt_state=(),
+        tx=None,
+        trainable=None,
+        accumulated=(),
+        ema=NO_AVERAGE,
+        rounding_carry={},
+    )
 
 
 def checked(
@@ -79,11 +161,24 @@ def checked(
         yield batch
 
 
-def predict(program: Compiled, state: TrainState, stream: Stream) -> HostTree:
-    """Returns the model's outputs for one epoch of `stream`, in order, without padding."""
+def predict(
+    program: Compiled, state: TrainState, stream: Stream, weights: str = "raw"
+) -> HostTree:
+    """Returns the model's outputs for one epoch of `stream`, in order, without padding.
+
+    Args:
+        program: the compiled function from state and batch to output.
+        state: the training state.
+        stream: the data; it is read once.
+        weights: `"raw"` or `"ema"`.
+
+    Raises:
+        StateError: there is no average (yet).
+        UnknownNameError: `weights` is another word.
+    """
     outputs: list[Any] = []
     in_flight: deque[tuple[Any, int]] = deque()
-    state = _without_optimizer(state)
+    state = for_evaluation(with_weights(state, weights, where="predict"))
 
     def collect() -> None:
         output, count = in_flight.popleft()

@@ -5,8 +5,9 @@ A hook never waits for the device in `on_step`. Order at one step: log, evaluate
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from flaxtrain import checkpoint
 from flaxtrain.durations import parse, to_steps
@@ -56,6 +57,26 @@ class Hook:
     def on_end(self, run: Run) -> None:
         """The run is over, with or without an error."""
 
+    def elsewhere(self, directory: Path) -> Self:
+        """Returns the hook that a rehearsal calls in place of this one: a shallow copy.
+
+        What the two share, such as a list that both append to, keeps what the rehearsal does to
+        it. Override this in a hook that writes to a place of its own.
+
+        Args:
+            directory: for this hook alone; not there yet, and gone after the rehearsal.
+
+        Example:
+            >>> class Notes(Hook):
+            ...     def __init__(self, path):
+            ...         self.path = path
+            ...
+            ...     def elsewhere(self, directory):
+            ...         directory.mkdir()
+            ...         return Notes(directory / "notes.txt")
+        """
+        return copy.copy(self)
+
 
 class Evaluate(Hook):
     """Evaluates every so often, and at the end.
@@ -74,6 +95,16 @@ class Evaluate(Hook):
         self._ds, self._every, self._batch_size = ds, every, batch_size
         self._period: int | None = None
         self._last = -1
+
+    def elsewhere(self, directory: Path) -> Self:
+        """Returns a copy, where the data set is not used up by it."""
+        if used_up_by_one_pass(self._ds):
+            raise DataError(
+                "the data set can be iterated once only: the rehearsal would use it up",
+                where="Evaluate(ds)",
+                fix="pass arrays, a list of batches, or a function that returns a new iterator",
+            )
+        return copy.copy(self)
 
     def on_start(self, run: Run) -> None:
         """Resolves the period against the length of the run."""
@@ -117,6 +148,12 @@ class SaveEvery(Hook):
         self._target: Path | None = None
         self._period: int | None = None
 
+    def elsewhere(self, directory: Path) -> Self:
+        """Returns a copy that saves there, where this one has a directory of its own."""
+        moved = copy.copy(self)
+        moved._directory = None if self._directory is None else directory
+        return moved
+
     def on_start(self, run: Run) -> None:
         """Resolves the period against the length of the run."""
         self._target = Path(self._directory or run.checkpoint_directory)
@@ -150,7 +187,7 @@ class Console(Hook):
 
     def on_start(self, run: Run) -> None:
         """Prints the announcements: an inferred loss, defaults that were taken."""
-        self._writer = self._writer or ConsoleWriter(total_steps=run.total)
+        self._writer = self._writer or ConsoleWriter(total_steps=run.total_updates)
         for line in run.announcements:
             self._writer.write_line(line)
 
@@ -180,6 +217,13 @@ class TensorBoard(Hook):
     def __init__(self, directory: str | Path | None = None) -> None:
         self._directory = directory
         self._writers: dict[str, MetricWriter] = {}
+
+    def elsewhere(self, directory: Path) -> Self:
+        """Returns a copy that writes there, where this one has a directory of its own."""
+        moved = copy.copy(self)
+        moved._directory = None if self._directory is None else directory
+        moved._writers = {}
+        return moved
 
     def on_start(self, run: Run) -> None:
         """Opens the writers; points at or after the step that is resumed from are dropped."""

@@ -10,9 +10,11 @@ from flaxtrain.checks import check_integer
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, DataError
+from flaxtrain.spec import AccumulateBatches
 from flaxtrain.train import TrainState
 
 __all__ = [
+    "begun_updates",
     "check_length",
     "check_repeats",
     "horizon_of",
@@ -68,6 +70,24 @@ def horizon_of(stream: Stream, steps: int | None, epochs: int | None) -> Horizon
     if epochs is not None and length is not None:
         total = epochs * length
     return Horizon(total_steps=total, steps_per_epoch=length, batch_size=stream.rows)
+
+
+def begun_updates(total: int | None, accumulation: AccumulateBatches) -> list[str]:
+    """Returns what is to be said of a run that ends within an update.
+
+    Args:
+        total: batches in the run; None when not known.
+        accumulation: how many of them make an update.
+    """
+    left = 0 if total is None else total % accumulation.count
+    if total is None or not left:
+        return []
+    if total < accumulation.count:
+        return [
+            f"the run has {total} batches, and {accumulation.count} make an update: nothing "
+            "is learnt before it goes on"
+        ]
+    return [f"the last {left} of {total} batches make no update before the run goes on"]
 
 
 def surely_ragged(stream: Stream) -> bool:

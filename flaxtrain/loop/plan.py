@@ -12,6 +12,7 @@ import jax
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.loop.length import begun_updates
 from flaxtrain.loop.plan_parts import (
     AtUpdates,
     PlannedGroup,
@@ -24,10 +25,12 @@ from flaxtrain.loop.plan_parts import (
     range_text,
     when,
 )
+from flaxtrain.loop.plan_precision import PlannedDtypes, planned_dtypes
 from flaxtrain.loop.plan_tables import groups_table, layers_table, phases_table
 from flaxtrain.loop.plan_warnings import warnings_of
 from flaxtrain.params import Table, overview, preset_differences
 from flaxtrain.spec import Assignment, OptSpec
+from flaxtrain.spec.averaging import describe_average
 from flaxtrain.text import TextTable, listed, readable_bytes
 from flaxtrain.train import CollectionLoss, Recipe
 
@@ -52,7 +55,7 @@ class Plan:
             here, and of those that decay here and not under it; empty where nothing can decay.
         horizon: length of the run, of an epoch, of a batch.
         memory: bytes of the state in the first phase by kind: `parameters`, `slots`,
-            `collections`, `total`.
+            `collections`, `average` (where one of the weights is kept), `total`.
         loss: the loss, by name.
         spec: the optimizer spec, with all durations resolved.
         learning_rate: the spec's learning rate at the first, middle and last update, by update
@@ -61,6 +64,7 @@ class Plan:
             drawn.
         batch: shape and dtype of every leaf of a batch.
         options: how a step is made, where it is no plain one.
+        dtypes: in which parameters are stored, modules compute and the model puts out.
         notes: what was decided without being asked for.
         warnings: what looks wrong.
 
@@ -90,6 +94,7 @@ class Plan:
     initial_values: tuple[str, ...]
     batch: dict[str, str]
     options: str
+    dtypes: PlannedDtypes
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -112,12 +117,16 @@ class Plan:
             initial_values: where the first values come from.
         """
         assignment = recipe.assignment
+        accumulation = recipe.spec.accumulation
+        horizon = replace(horizon, batches_per_update=accumulation.count)
         recipe = recipe.at(0)
         state = jax.eval_shape(recipe.init)
         kinds = {
             "parameters": state.params,
             "slots": state.opt_state,
             "collections": state.collections,
+            **({"accumulated": state.accumulated} if accumulation.count > 1 else {}),
+            **({"average": state.ema} if recipe.spec.ema is not None else {}),
             "total": state,
         }
         leaves = jax.tree_util.tree_leaves_with_path(recipe.example)
@@ -141,9 +150,22 @@ class Plan:
                 ): f"{leaf.dtype}{list(leaf.shape)}"
                 for path, leaf in leaves
             },
-            options=recipe.options.describe(stream.rows),
+            options="; ".join(
+                filter(
+                    None,
+                    (
+                        accumulation.describe(stream.rows),
+                        recipe.options.describe(),
+                        describe_average(recipe.spec.ema),
+                    ),
+                )
+            ),
+            dtypes=planned_dtypes(recipe, state),
             notes=notes,
-            warnings=warnings_of(recipe, stream, horizon),
+            warnings=(
+                *warnings_of(recipe, stream, horizon),
+                *begun_updates(horizon.total_steps, accumulation),
+            ),
         )
 
     def __str__(self) -> str:
@@ -182,7 +204,7 @@ class Plan:
     def _tables(self) -> dict[str, TextTable]:
         tables = {"groups": groups_table(self.groups)}
         if len(self.phases) > 1:
-            tables["phases"] = phases_table(self.phases, self.horizon.total_steps)
+            tables["phases"] = phases_table(self.phases, self.horizon.total_updates)
         if self.layers:
             tables["layers"] = layers_table(self.layers)
         return tables
@@ -190,15 +212,19 @@ class Plan:
     def _lines(self) -> Iterator[tuple[str, str]]:
         """Yields what isn't in a table: a word, and the line behind it."""
         total, length = self.horizon.total_steps, self.horizon.steps_per_epoch
+        count = self.horizon.batches_per_update
+        updates = None if total is None else total // count
         yield "loss", self.loss
         yield from (("start", line) for line in self.initial_values)
         yield "batch", ", ".join(f"{name} {form}" for name, form in self.batch.items())
         if self.options:
             yield "step", self.options
+        yield "dtypes", str(self.dtypes)
         yield (
             "steps",
             f"{'unknown' if total is None else total}"
-            f" ({'unknown' if length is None else length} per epoch)",
+            f" ({'unknown' if length is None else length} per epoch)"
+            + (f", {updates} updates" if updates != total else ""),
         )
         yield "state", self._state_line()
         yield from self._frozen_lines()
@@ -211,7 +237,7 @@ class Plan:
             yield from ((word, line) for line in lines)
 
     def _state_line(self) -> str:
-        total = self.horizon.total_steps
+        total = self.horizon.total_updates
         reached = [p for p in self.phases if total is None or p.start < total]
         largest = max(reached, key=lambda phase: phase.slots)
         line = ", ".join(f"{kind} {readable_bytes(n)}" for kind, n in self.memory.items())

@@ -46,7 +46,9 @@ class PlannedGroup:
         lr_mult: factor of the learning rate.
         weight_decay: the decay; empty if there is none, or an object knows.
         clip_norm: the largest norm of the group's gradient (of the whole gradient, for the
-            default group); empty: no clipping.
+            default group); empty: its norm is not clipped.
+        clips: the numbers of all kinds of clipping in their order, by name, such as
+            `"clip_value"`; `clip_norm` is among them.
         parameters: number of its parameters (arrays).
         values: number of values in them.
     """
@@ -58,6 +60,7 @@ class PlannedGroup:
     lr_mult: float
     weight_decay: AtUpdates
     clip_norm: AtUpdates
+    clips: Mapping[str, AtUpdates]
     parameters: int
     values: int
 
@@ -104,7 +107,7 @@ class PlannedLayer:
 
 def planned_groups(assignment: Assignment, horizon: Horizon) -> tuple[PlannedGroup, ...]:
     """Returns the groups, with their numbers at the first, middle and last update."""
-    last = max(0, (horizon.total_steps or 1) - 1)
+    last = max(0, (horizon.total_updates or 1) - 1)
     steps = sorted({0, last // 2, last})
 
     def course(number: Any, factor: float = 1.0) -> AtUpdates:
@@ -122,6 +125,7 @@ def planned_groups(assignment: Assignment, horizon: Horizon) -> tuple[PlannedGro
             lr_mult=float(group.lr_mult),
             weight_decay=course(group.hyperparameters.numbers.get("weight_decay")),
             clip_norm=course(group.hyperparameters.numbers.get("clip_norm")),
+            clips={clip.number: course(clip.bound) for clip in group.clips},
             parameters=len(group.paths),
             values=sum(assignment.params[path].fact.size for path in group.paths),
         )
@@ -185,7 +189,8 @@ def _slots(recipe: Recipe, state: Any) -> list[int]:
     if len(phases) == 1:
         return [bytes_of(state.opt_state)]
     chosen = frozenset[Path]().union(*(phase.with_slots for phase in phases))
-    everything = jax.eval_shape(recipe.tx.init, split(state.params, chosen)[0])
+    exact = jax.eval_shape(recipe.rounding.exact, split(state.params, chosen)[0], {})
+    everything = jax.eval_shape(recipe.tx.init, exact)
     of: Counter[Path] = Counter()
     for keys, leaf in jax.tree_util.tree_leaves_with_path(everything):
         of[_parameter_in(tuple(map(key_of, keys)), chosen)] += bytes_of(leaf)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flaxtrain.loop.plan_parts import AtUpdates, PlannedGroup, PlannedLayer, PlannedPhase
 from flaxtrain.text import TextTable, listed, readable_bytes
 
@@ -13,7 +15,9 @@ def groups_table(groups: tuple[PlannedGroup, ...]) -> TextTable:
     """Returns the groups as a table."""
     steps = ", ".join(map(str, next((g.learning_rate for g in groups if g.learning_rate), ())))
     rate = f"learning rate at {steps}" if steps else "learning rate"
-    columns = ("group", "selects", "optimizer", rate, "lr_mult", "weight_decay", "clip_norm")
+    norms_only = all(set(group.clips) <= {"clip_norm"} for group in groups)
+    clipping = "clip_norm" if norms_only else "clipping"
+    columns = ("group", "selects", "optimizer", rate, "lr_mult", "weight_decay", clipping)
     rows = tuple(
         (
             group.name,
@@ -22,7 +26,7 @@ def groups_table(groups: tuple[PlannedGroup, ...]) -> TextTable:
             _course_text(group.learning_rate) or "in the object",
             f"{group.lr_mult:.3g}",
             _course_text(group.weight_decay) or "-",
-            _course_text(group.clip_norm) or "-",
+            (_course_text(group.clip_norm) if norms_only else _clips_text(group.clips)) or "-",
             f"{group.parameters:,}",
             f"{group.values:,}",
         )
@@ -30,6 +34,10 @@ def groups_table(groups: tuple[PlannedGroup, ...]) -> TextTable:
     )
     right = ("parameters", "values")
     return TextTable((*columns, *right), rows, right=right, code=("selects",))
+
+
+def _clips_text(clips: Mapping[str, AtUpdates]) -> str:
+    return "; ".join(f"{name} {_course_text(course)}" for name, course in clips.items())
 
 
 def _course_text(course: AtUpdates) -> str:

@@ -11,6 +11,7 @@ from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.loop.courses import course_of
 from flaxtrain.loop.plan_parts import range_text, rate_of
+from flaxtrain.loop.plan_precision import precision_warnings
 from flaxtrain.params import ParamFact, select
 from flaxtrain.spec import Assignment, LayerDecay
 from flaxtrain.spec.assignment import is_zero
@@ -37,7 +38,7 @@ def warnings_of(recipe: Recipe, stream: Stream, horizon: Horizon) -> tuple[str, 
         stream: the data.
         horizon: the length of the run.
     """
-    total = horizon.total_steps
+    total = horizon.total_updates
     found = [text for check in _CHECKS for text in check(recipe, total)]
     if recipe.padding_problem is not None and stream.may_be_padded:
         found.append(
@@ -211,6 +212,18 @@ def _about_schedule(words: str, rate: Any, total: int) -> Iterator[str]:
         )
 
 
+# About averages of the weights.
+
+
+def _average_never_moves(recipe: Recipe, total: int | None) -> Iterator[str]:
+    rule = recipe.spec.ema
+    if rule is not None and total is not None and rule.first_update > total:
+        yield (
+            f"{rule!r} would average weights after update {rule.first_update} for the first "
+            f"time, and the run has {total}"
+        )
+
+
 # About phases.
 
 
@@ -242,5 +255,7 @@ _CHECKS: tuple[_Check, ...] = (
     _unknown_depth,
     _rate_is_zero,
     _schedule_and_run,
+    precision_warnings,
+    _average_never_moves,
     _after_the_end,
 )

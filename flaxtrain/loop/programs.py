@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flaxtrain.loop.batch_stats import statistics_program
 from flaxtrain.loop.window import EvalProgram, TrainProgram
 from flaxtrain.parallel import Compiled, compiled
 from flaxtrain.train import Recipe, predict_step
@@ -23,6 +24,7 @@ class Programs:
     def forget(self) -> None:
         """Drops all of them: the next run is of another model."""
         self._train: dict[Recipe, TrainProgram] = {}
+        self._statistics: dict[Recipe, Compiled] = {}
         self._eval: EvalProgram | None = None
         self._predict: Compiled | None = None
 
@@ -45,6 +47,12 @@ class Programs:
         if self._eval is None:
             self._eval = EvalProgram(recipe)
         return self._eval
+
+    def statistics(self, recipe: Recipe) -> Compiled:
+        """Returns the function that forms BatchNorm's statistics in one phase of the run."""
+        if recipe not in self._statistics:
+            self._statistics[recipe] = statistics_program(recipe)
+        return self._statistics[recipe]
 
     def predict(self, recipe: Recipe) -> Compiled:
         """Returns the function from state and batch to the model's output."""

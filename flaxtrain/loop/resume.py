@@ -14,9 +14,9 @@ from flaxtrain.data import Stream
 from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.plan import spec_data
 from flaxtrain.params import Restore, join_adapters, split_adapters
-from flaxtrain.precision import UNSCALED
-from flaxtrain.spec import OptState
-from flaxtrain.train import Recipe, TrainState
+from flaxtrain.precision import UNSCALED, Precision, rounding_rule
+from flaxtrain.spec import AccumulateBatches, Lookahead, OptSpec, OptState
+from flaxtrain.train import NO_AVERAGE, Recipe, TrainState
 from flaxtrain.tree import named_leaves
 
 __all__ = ["Start", "begin", "checkpoint_meta", "data_facts"]
@@ -47,8 +47,12 @@ def checkpoint_meta(
     return {
         "spec": spec_data(recipe.spec),
         "adapters": adapters_text(recipe),
-        "accumulate": recipe.options.accumulate,
+        "ema": repr(recipe.spec.ema),
+        "accumulate": repr(recipe.spec.accumulation),
+        "batches_per_update": recipe.spec.accumulation.count,
         "loss_scale": repr(recipe.options.loss_scale),
+        "precision": repr(recipe.casts.precision),
+        "update": recipe.casts.precision.update,
         "data": data_facts(stream, seed),
         "step": int(step),
         "batches": int(batches),
@@ -113,9 +117,15 @@ def begin(
         notes.append("init_from= is not read again: the run goes on from its own checkpoint")
     recipe = recipe.at(meta.get("step", 0))
     like = jax.eval_shape(lambda: recipe.init(seed))
+    goes_on, told = _average_notes(meta, recipe)
+    if not goes_on:
+        like = like.replace(ema=NO_AVERAGE)
     # The spec is the same: what was edited since is in the checkpoint.
-    state = checkpoint.restore(found, like=like, from_like=(), if_present=())
-    return Start(recipe, state.resumable(), notes, {})
+    left = () if goes_on else ("ema",)
+    state = checkpoint.restore(found, like=like, from_like=(), if_present=left)
+    if not goes_on:
+        state = state.replace(ema=recipe.begin_average(state.params, state.collections))
+    return Start(recipe, state.resumable(), notes + told, {})
 
 
 def _spec_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[str]:
@@ -123,12 +133,21 @@ def _spec_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[st
     before, now = meta.get("spec"), spec_data(recipe.spec)
     if before is None or now is None:
         unknown = ["the optimizer spec holds code: whether it is that of the run is not known"]
-    elif before != now:
+    elif _trajectory(before) != _trajectory(now):
         raise CheckpointError(
             "the run in the workdir was made with another optimizer spec, or with another "
             "length where the spec has relative durations",
             where=str(found),
             fix="use the same spec and total, or another workdir",
+        )
+    # Also where the spec holds code.
+    count = meta.get("batches_per_update", 1)
+    if count != recipe.spec.accumulation.count:
+        raise CheckpointError(
+            f"in the run in the workdir {count} batches make an update, in the trainer's spec "
+            f"{recipe.spec.accumulation.count}",
+            where=str(found),
+            fix=f"pass accumulate=AccumulateBatches({count}), or use another workdir",
         )
     if meta.get("adapters") != adapters_text(recipe):
         raise CheckpointError(
@@ -140,16 +159,54 @@ def _spec_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[st
     return unknown
 
 
+def _trajectory(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a spec says but for the number of microbatches, which changes no gradient.
+
+    An average of the weights is left out too, unless training depends on it.
+    Fields that an earlier version did not know have their defaults.
+    """
+    known = OptSpec.from_dict(spec)
+    count = known.accumulation.count
+    average = known.ema if isinstance(known.ema, Lookahead) else None
+    return known.replace(accumulate=AccumulateBatches(count), ema=average).to_dict()
+
+
+def _average_notes(meta: Mapping[str, Any], recipe: Recipe) -> tuple[bool, list[str]]:
+    """Returns whether the checkpoint's average of the weights goes on, and notes about it."""
+    before, now = meta.get("ema", "None"), repr(recipe.spec.ema)
+    if before.partition("(")[0] == now.partition("(")[0]:
+        same = before == now
+        return True, [] if same else [f"ema was {before} and is {now} from here on"]
+    notes = [] if before == "None" else [f"the average {before} of the weights does not go on"]
+    if now != "None":
+        notes.append(f"the average {now} of the weights begins with those of the checkpoint")
+    return False, notes
+
+
 def _options_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[str]:
     """Returns what differs in how a step is made.
 
     Raises:
-        CheckpointError: the loss scale is of another kind, with another state.
+        CheckpointError: the loss scale, or the update of 16-bit parameters, is of another kind,
+            with another state.
     """
     options = {
-        "accumulate": (meta.get("accumulate", 1), recipe.options.accumulate),
+        "accumulate": (
+            meta.get("accumulate", repr(AccumulateBatches(1))),
+            repr(recipe.spec.accumulation),
+        ),
         "loss_scale": (meta.get("loss_scale", repr(UNSCALED)), repr(recipe.options.loss_scale)),
+        "precision": (meta.get("precision", repr(Precision())), repr(recipe.casts.precision)),
     }
+    before, now = meta.get("update", "nearest"), recipe.casts.precision.update
+    keeps = rounding_rule(before, where=str(found)).keeps or recipe.rounding.keeps
+    if before != now and keeps:
+        raise CheckpointError(
+            f"the run in the workdir has parameters of 16 bits updated by {before!r}, the "
+            f"trainer by {now!r}, and these keep different things",
+            where=str(found),
+            fix=f"pass Precision(update={before!r}), or use another workdir",
+        )
     before, now = options["loss_scale"]
     if before.partition("(")[0] != now.partition("(")[0]:
         raise CheckpointError(
@@ -170,16 +227,16 @@ def adapters_text(recipe: Recipe) -> str | None:
 
 
 def _first(recipe: Recipe, seed: int, init_from: Restore | None) -> Start:
-    state = recipe.init(seed)
+    params, collections, rng = recipe.initial(seed)
     if init_from is None:
-        return Start(recipe, state, [], {})
-    base, own = state.params, {}
+        return Start(recipe, recipe.state(params, collections, rng), [], {})
+    base, own = params, {}
     if recipe.adapters is not None:
-        base, own = split_adapters(state.params)
-    variables = {"params": base, **state.collections}
+        base, own = split_adapters(params)
+    variables = {"params": base, **collections}
     restored, report = checkpoint.restored_variables(init_from, variables)
     params = restored.pop("params")
     if recipe.adapters is not None:
         params = join_adapters(params, own)
-    state = recipe.state(params, restored, state.rng)
+    state = recipe.state(params, restored, rng)
     return Start(recipe, state, [report.summary], {"restore": report.markdown()})

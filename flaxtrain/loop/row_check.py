@@ -40,7 +40,7 @@ def check_rows(run: Program, data: HostTree) -> None:
     features = run(data)
     for exchanged in exchanges(rows):
         mixed = jax.tree.map(
-            lambda leaf, other, e=exchanged: np.where(_column(e, leaf), other, leaf),
+            lambda leaf, other, e=exchanged: np.where(column_of(e, leaf), other, leaf),
             data,
             others,
         )
@@ -49,7 +49,7 @@ def check_rows(run: Program, data: HostTree) -> None:
             if one[kept].tobytes() != other[kept].tobytes():
                 raise _row_error("the other rows of its batch")
     for one, other in zip(features, run(others), strict=True):
-        if not _close(np.roll(one, 1, axis=0), other):
+        if not nearly_equal(np.roll(one, 1, axis=0), other):
             raise _row_error("its place in the batch")
 
 
@@ -69,11 +69,12 @@ def exchanges(rows: int) -> Iterator[npt.NDArray[np.bool_]]:
         yield np.array([number in choice for choice in choices])
 
 
-def _column(chosen: npt.NDArray[np.bool_], leaf: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def column_of(chosen: npt.NDArray[np.bool_], leaf: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Returns a choice of rows in a shape that broadcasts against a leaf."""
     return chosen.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
-def _close(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+def nearly_equal(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     """Whether two arrays are equal but for roundings: half the digits of their dtype."""
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool(np.array_equal(one, other))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from flaxtrain.checkpoint import CHECKPOINTS
 from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import NonFiniteError, StateError
-from flaxtrain.loop.evaluation import checked
+from flaxtrain.loop.bad_steps import bad_step_error
 from flaxtrain.loop.feature_cache import NoCache
 from flaxtrain.loop.hooks import Hook
+from flaxtrain.loop.in_flight import Dispatched, InFlight
 from flaxtrain.loop.interrupt import DeferredInterrupt
+from flaxtrain.loop.length import begun_updates
+from flaxtrain.loop.passes import Passes
 from flaxtrain.loop.phases import describe_phase
 from flaxtrain.loop.plan import parameter_table, spec_text
 from flaxtrain.loop.result import FitResult, History
@@ -83,22 +86,29 @@ class Run:
         self._first_batch = self.batches
         self.history = History()
         self.throughput = Throughput()
-        self.announcements, self.texts, self.seed = announcements, texts, seed
+        self.announcements = (*announcements, *begun_updates(total, recipe.spec.accumulation))
+        self.texts, self.seed = texts, seed
         self.error: BaseException | None = None
         self.dispatched = False
-        self._epochs, self._position = epochs, position
+        self._passes = Passes(stream, cache, position, epochs)
         self._hooks, self._program_of, self._evaluate = hooks, program, evaluate
         self._cache, self._program = cache, program(recipe)
         self._known_step, self._known_batches = self.first_step, self.batches
         self._reason: str | None = None
         self._pending: deque[tuple[int, Report]] = deque()
-        self._in_flight: deque[Array] = deque()
+        self._in_flight = InFlight()
+        self._status: Array | None = None
         self._window: Any = None
         self._skipped = 0
         self._last = jnp.asarray(-1 if total is None else total, jnp.int32)
         self._seconds = {"compile": 0.0, "evaluate": 0.0}
 
     # What hooks may do.
+
+    @property
+    def total_updates(self) -> int | None:
+        """The number of updates at which the run ends; None when it is not known."""
+        return None if self.total is None else self.total // self.recipe.spec.accumulation.count
 
     @property
     def at_end(self) -> bool:
@@ -111,7 +121,7 @@ class Run:
 
     def evaluate(self, ds: Any, batch_size: int | None = None) -> dict[str, float]:
         """Evaluates the current state, records the result and tells the hooks."""
-        self._deliver(wait=True)
+        self._settle()
         began = time.monotonic()
         with self.throughput.pause():
             metrics = self._evaluate(ds, batch_size=batch_size, state=self.state)
@@ -163,7 +173,8 @@ class Run:
         """Runs the steps and returns the result.
 
         Raises:
-            NonFiniteError: loss or gradient became NaN or infinite and the spec says `"raise"`.
+            NonFiniteError: loss or gradient became NaN or infinite and the spec says `"raise"`,
+                or too many steps in a row were rejected.
             KeyboardInterrupt: Ctrl-C, once the step in progress is done and the state is saved.
         """
         began = time.monotonic()
@@ -176,7 +187,7 @@ class Run:
                 hook.on_start(self)
                 started.append(hook)
             self._steps(interrupt)
-            self._deliver(wait=True)
+            self._settle()
             if interrupt.requested:
                 raise KeyboardInterrupt
             for hook in self._hooks:
@@ -213,18 +224,21 @@ class Run:
         spent = {**self._seconds, **self._cache.seconds, **self.throughput.totals()}
         seconds = {"total": total, **spent}
         steps = self.batches - self._first_batch - 1  # the first one is part of `compile`
-        rate = {"steps_per_sec": steps / seconds["train"]} if steps > 0 else {}
+        count = self.recipe.spec.accumulation.count
+        rate = {"steps_per_sec": steps / count / seconds["train"]} if steps > 0 else {}
         return {**seconds, **rate}
 
     def _steps(self, interrupt: DeferredInterrupt) -> None:
-        for batch in prefetch(self._host_batches(), place, on_wait=self.throughput.waited):
+        left = None if self.total is None else self.total - self.batches
+        source = self._passes.batches(self.recipe, left)
+        for batch in prefetch(source, place, on_wait=self.throughput.waited):
             if self.dispatched:
                 self._step(batch)
             else:
                 began = time.monotonic()
                 with self.throughput.pause():
                     self._step(batch)
-                    jax.block_until_ready(self._in_flight[-1])
+                    jax.block_until_ready(self._status)
                 self._seconds["compile"] = time.monotonic() - began
                 self.dispatched = True
             self.throughput.step(batch.count)
@@ -241,10 +255,11 @@ class Run:
         self.state, self._window, status = self._program.step(
             self.state, self._window, data, mask, self._last
         )
+        self._status = status
+        step = Dispatched(self.batches, *self._passes.place(), data, mask, status)
         self.batches += 1
-        self._in_flight.append(status)
-        if len(self._in_flight) > IN_FLIGHT:
-            self._in_flight.popleft().block_until_ready()
+        if (halted := self._in_flight.add(step)) is not None:
+            raise self._error(halted)
         if self.batches % self._program.log_every == 0:
             self._close_window()
         if self._may_be_next_phase():
@@ -254,7 +269,9 @@ class Run:
     def _may_be_next_phase(self) -> bool:
         """Whether enough batches were dispatched since the step was last read; no waiting."""
         stop = self.recipe.phase.stop
-        at_most = self._known_step + self.batches - self._known_batches
+        count = self.recipe.spec.accumulation.count
+        # Rounded up: an update may have been begun before the step was read.
+        at_most = self._known_step - (self._known_batches - self.batches) // count
         return stop is not None and at_most >= stop
 
     def _change_phase(self) -> None:
@@ -268,7 +285,7 @@ class Run:
         if recipe is self.recipe:
             return
         self._close_window()
-        self._deliver(wait=True)
+        self._settle()
         with self.throughput.pause():
             self.state = recipe.enter(self.state)
             self._cache.drop()
@@ -287,10 +304,10 @@ class Run:
 
     def _close_window(self) -> None:
         """Ends the window of metrics; its values are read when they are sure to be there."""
-        if self._window is None or not self._in_flight:
+        if self._window is None or self._status is None:
             return
         values, weighted, self._window = self._program.finish(self._window)
-        self._pending.append((self.batches, Report(values, weighted, self._in_flight[-1])))
+        self._pending.append((self.batches, Report(values, weighted, self._status)))
 
     def _deliver(self, wait: bool = False) -> None:
         """Hands over the reports whose steps are surely finished, or all if told to wait."""
@@ -298,43 +315,32 @@ class Run:
             _, report = self._pending.popleft()
             status, metrics = report.collect()
             if metrics or status.skipped > self._skipped:
-                skipped = {"skipped": float(status.skipped)} if status.skipped else {}
-                row = {**metrics, **skipped, **self.throughput.window()}
+                row = {**metrics, **status.rejected(), **self._rates()}
                 self._skipped = status.skipped
                 self.history.train.append({"step": status.step, **row})
                 for hook in self._hooks:
                     hook.on_log(self, status.step, row)
-            if status.halted:
-                raise _bad_step(status.step, status.batches)
 
-    def _host_batches(self) -> Iterator[HostBatch]:
-        """Yields the batches that are still to be trained on, from the run's position on."""
-        left = None if self.total is None else self.total - self.batches
-        length = self.stream.steps_per_epoch
-        epoch, skip = divmod(self._position, length) if length else (0, self._position)
-        while (left is None or left > 0) and (self._epochs is None or epoch < self._epochs):
-            seen = 0
-            start = skip if length else 0
-            source = self._cache.epoch(self.stream, epoch, start)
-            for batch in checked(self.recipe, source, f"epoch {epoch}", start):
-                seen += 1
-                if not length and seen <= skip:
-                    continue
-                if left is not None:
-                    if left == 0:
-                        return
-                    left -= 1
-                yield batch
-            epoch, skip = epoch + 1, 0 if length else max(0, skip - seen)
+    def _rates(self) -> dict[str, float]:
+        """Returns the speed since the last log point; a step is an optimizer update."""
+        rates = self.throughput.window()
+        if "steps_per_sec" in rates:
+            rates["steps_per_sec"] /= self.recipe.spec.accumulation.count
+        return rates
 
+    def _settle(self) -> None:
+        """Waits for all steps and hands over all reports."""
+        if (halted := self._in_flight.settle()) is not None:
+            raise self._error(halted)
+        self._deliver(wait=True)
 
-def _bad_step(step: int, batches: int) -> NonFiniteError:
-    return NonFiniteError(
-        "loss, gradient or a collection became NaN or infinite",
-        where=f"batch {batches - 1} of the run, after {step} updates",
-        fix="trainer.state is the last good state; lower the learning rate, set clip_norm, "
-        "look at that batch, or skip such steps with OptSpec(nonfinite='skip')",
-    )
+    def _error(self, step: Dispatched) -> NonFiniteError:
+        """Looks at a step that has halted the run: those after it were all rejected."""
+        self._close_window()
+        self._deliver(wait=True)
+        with self.throughput.pause():
+            recipe = self._cache.recipe(self.recipe)
+            return bad_step_error(recipe, self.state, self.stream, step, self.workdir)
 
 
 def _loss_of(row: dict[str, float]) -> float:

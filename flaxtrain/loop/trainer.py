@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 
-from flaxtrain.data import Stream, is_arrays
+from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import ArgumentError, StateError
+from flaxtrain.errors import StateError
 from flaxtrain.loop.arguments import as_directory, check_arguments
-from flaxtrain.loop.evaluation import check_evaluation, evaluate, predict
+from flaxtrain.loop.batch_stats import with_batch_stats
+from flaxtrain.loop.debug_runs import debug_fit
+from flaxtrain.loop.debuggable import Debuggable
+from flaxtrain.loop.debugging import FitCall
+from flaxtrain.loop.evaluation import evaluate, predict
+from flaxtrain.loop.evaluation_hook import evaluation_hooks
 from flaxtrain.loop.feature_cache import feature_cache
-from flaxtrain.loop.hooks import Evaluate, Hook, all_hooks, check_hooks, check_period
+from flaxtrain.loop.hooks import Hook, all_hooks, check_hooks
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.length import (
     check_length,
-    check_repeats,
     horizon_of,
     position_in,
     surely_ragged,
@@ -31,7 +36,7 @@ from flaxtrain.loop.resume import begin
 from flaxtrain.loop.run import Run
 from flaxtrain.loop.streams import stream_in_order, training_stream
 from flaxtrain.params import LoRA, Restore
-from flaxtrain.precision import UNSCALED, LossScale
+from flaxtrain.precision import LossScale, Policy, Precision
 from flaxtrain.spec import OptSpec
 from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe
 from flaxtrain.typing import HostTree
@@ -39,7 +44,7 @@ from flaxtrain.typing import HostTree
 __all__ = ["Trainer"]
 
 
-class Trainer:
+class Trainer(Debuggable):
     """Trains a Linen module.
 
     Args:
@@ -61,10 +66,10 @@ class Trainer:
             initial values.
         adapters: which kernels get a trained low-rank matrix beside them, while the rest of the
             model is frozen.
-        accumulate: number of microbatches that a batch is split into, for less memory: those
-            are consecutive rows, with BatchNorm's statistics and dropout's keys of their own.
-            The gradient is that of the batch.
-        loss_scale: what the loss is multiplied by while it is differentiated, for float16.
+        loss_scale: what the loss is multiplied by while it is differentiated; default: a
+            `DynamicScale()` where `precision` has float16, else nothing.
+        precision: the dtypes in which parameters are stored and the model computes: a policy
+            such as `"bf16"` or `"p=f32,c=bf16,o=f32"`, or a `Precision`.
 
     Attributes:
         state: the training state, or None before the first `fit`.
@@ -98,15 +103,15 @@ class Trainer:
         verbose: bool = True,
         init_from: Restore | None = None,
         adapters: LoRA | None = None,
-        accumulate: int = 1,
-        loss_scale: LossScale = UNSCALED,
+        loss_scale: LossScale | None = None,
+        precision: str | Policy | Precision = "f32",
     ) -> None:
         check_arguments(model, opt_spec, loss, metrics, seed, log_every, init_from, adapters)
         self.model, self.spec, self.loss, self.metrics = model, opt_spec, loss, metrics
         self.seed, self.log_every, self.verbose = seed, log_every, verbose
         self.workdir = as_directory(workdir)
         self.init_from, self.adapters = init_from, adapters
-        self.options = StepOptions(accumulate, loss_scale)
+        self.options = StepOptions(loss_scale, precision)
         self.hooks = check_hooks(hooks)
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
@@ -131,6 +136,7 @@ class Trainer:
         eval_every: int | str | None = None,
         batch_size: int | None = None,
         cache_frozen: bool = False,
+        debug: str | None = None,
     ) -> FitResult:
         """Trains on `ds` and returns what the run leaves behind.
 
@@ -150,17 +156,20 @@ class Trainer:
             cache_frozen: for arrays only: run the frozen modules once per example, before the
                 first step, and take their outputs from memory in every epoch. Refused where the
                 outputs would not be the same each time. It ends when the first phase does.
+            debug: `"smoke"`: two steps of everything; `"overfit"`: one batch, to a loss near 0;
+                `"checkify"`: every operation is checked. Trainer and workdir stay as they are.
 
         Raises:
+            DebugError: a debugging run has found something.
             FlaxtrainError: something is wrong with the data, the loss or an argument; all of it
                 is found before the first step where it can be.
             NonFiniteError: the run diverged; `state` is the last good one.
             KeyboardInterrupt: Ctrl-C; `state` is the one after the last step.
         """
-        check_length(steps, epochs)
-        check_repeats(ds, epochs)
-        if eval_every is not None:
-            check_period(eval_every, where="fit(eval_every=...)")
+        call = FitCall(ds, steps, epochs, eval_ds, eval_every, batch_size, cache_frozen)
+        if debug is not None:
+            return debug_fit(debug, self._twin, call)
+        call.check()
         stream, notes = training_stream(ds, batch_size, self.seed)
         cache = feature_cache(cache_frozen, stream)
         if steps is None and epochs is None:
@@ -172,9 +181,7 @@ class Trainer:
         notes += self._inferred(recipe)
         if not fresh and self.spec != recipe.spec:
             notes.append("relative durations of the spec were resolved for the first fit")
-        if eval_every is None and stream.steps_per_epoch is not None:
-            eval_every = "1ep"
-        evaluation = self._evaluation(recipe, eval_ds, eval_every, batch_size)
+        evaluation = evaluation_hooks(recipe, stream, call)
         before, texts = self.state, {}
         if self.state is None:
             start = begin(recipe, stream, self.seed, self.workdir, self.init_from)
@@ -215,34 +222,63 @@ class Trainer:
         Args:
             ds: as for `fit`; one pass, in order.
             batch_size: for arrays only; default 128.
-            weights: `"raw"`, the trained weights.
+            weights: `"raw"`, the trained weights; `"ema"`, their average; `"both"`, in one
+                pass, with names such as `loss/ema` for the average.
 
         Raises:
-            StateError: nothing was trained yet.
+            StateError: nothing was trained yet, or there is no average.
+            UnknownNameError: `weights` is another word.
         """
-        if weights != "raw":
-            raise ArgumentError(
-                f"weights={weights!r} is not known", where="evaluate", fix="pass weights='raw'"
-            )
-        return self._evaluate(ds, batch_size=batch_size, state=self._trained("evaluate"))
+        state = self._trained("evaluate")
+        return self._evaluate(ds, batch_size=batch_size, state=state, weights=weights)
 
-    def predict(self, ds: Any, *, batch_size: int | None = None) -> HostTree:
+    def predict(
+        self, ds: Any, *, batch_size: int | None = None, weights: str = "raw"
+    ) -> HostTree:
         """Returns the model's outputs for all of `ds`, in order, without padding.
 
         Args:
             ds: as for `fit`; targets may be missing.
             batch_size: for arrays only; default 128.
+            weights: `"raw"`, the trained weights, or `"ema"`, their average.
 
         Returns:
             Numpy arrays `[examples, ...]`, in the structure of the model's output.
 
         Raises:
-            StateError: nothing was trained yet.
+            StateError: nothing was trained yet, or there is no average.
+            UnknownNameError: `weights` is another word.
         """
         state = self._trained("predict")
         assert self.recipe is not None
         program = self._programs.predict(self.recipe)
-        return predict(program, state, stream_in_order(ds, batch_size))
+        return predict(program, state, stream_in_order(ds, batch_size), weights)
+
+    def recompute_batch_stats(
+        self,
+        ds: Any,
+        n_batches: int | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        """Gives the averaged weights statistics of BatchNorm of their own, which `Swa` needs.
+
+        They are means over batches in training mode. What is trained stays as it is.
+
+        Args:
+            ds: as for `fit`, in the order of its first epoch.
+            n_batches: number of batches; None: one epoch.
+            batch_size: for arrays only; default 128.
+
+        Raises:
+            FlaxtrainError: there is no average with statistics, no BatchNorm, too little data,
+                or a statistic is not finite; the state is as it was.
+        """
+        state = self._trained("recompute_batch_stats")
+        assert self.recipe is not None
+        stream, _ = training_stream(ds, batch_size, self.seed)
+        program = self._programs.statistics(self.recipe)
+        self.state = with_batch_stats(self.recipe, program, state, stream, n_batches)
 
     def plan(
         self,
@@ -281,7 +317,7 @@ class Trainer:
                 stream.example().data,
                 loss=self.loss,
                 metrics=self.metrics,
-                horizon=horizon,
+                horizon=replace(horizon, batches_per_update=self.spec.accumulation.count),
                 adapters=self.adapters,
                 options=self.options,
             )
@@ -292,29 +328,19 @@ class Trainer:
             self._programs.forget()
         return recipe
 
-    def _evaluation(
-        self, recipe: Recipe, ds: Any, every: int | str | None, batch_size: int | None
-    ) -> tuple[Hook, ...]:
-        """Returns the hook that evaluates on `ds`, which is looked at before training."""
-        if ds is None:
-            return ()
-        size = batch_size if is_arrays(ds) else None
-        stream = stream_in_order(ds, size)
-        check_evaluation(recipe, stream)
-        return (Evaluate(stream, every),)
-
     def _inferred(self, recipe: Recipe) -> list[str]:
-        loss = recipe.supervised
+        loss, notes = recipe.supervised, [*recipe.options.notes]
         if self.loss is None and loss is not None:
-            return [f"loss= was not given, inferred from the targets: {loss.name}"]
-        return []
+            notes.append(f"loss= was not given, inferred from the targets: {loss.name}")
+        return notes
 
     def _evaluate(
-        self, ds: Any, *, batch_size: int | None, state: TrainState
+        self, ds: Any, *, batch_size: int | None, state: TrainState, weights: str | None = None
     ) -> dict[str, float]:
         assert self.recipe is not None
         program = self._programs.evaluate(self.recipe)
-        return evaluate(self.recipe, program, state, stream_in_order(ds, batch_size))
+        stream = stream_in_order(ds, batch_size)
+        return evaluate(self.recipe, program, state, stream, weights)
 
     def _trained(self, verb: str) -> TrainState:
         if self.state is None:

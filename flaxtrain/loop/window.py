@@ -35,7 +35,13 @@ class Status(NamedTuple):
     step: int
     batches: int
     skipped: int
+    spikes: int
     halted: int
+
+    def rejected(self) -> dict[str, float]:
+        """Returns the numbers of rejected steps that are not 0, by name."""
+        counts = {"skipped": float(self.skipped), "spikes": float(self.spikes)}
+        return {name: count for name, count in counts.items() if count}
 
 
 class Report(NamedTuple):
@@ -88,7 +94,9 @@ def _has_weight(metric: Any, otherwise: Array) -> Array:
 
 def _status(state: TrainState) -> Array:
     counters = state.counters
-    return jnp.stack([state.step, counters.batches, counters.skipped, counters.halted])
+    return jnp.stack(
+        [state.step, counters.batches, counters.skipped, counters.spikes, counters.halted]
+    )
 
 
 Packed = tuple[Array, tuple[Any, ...]]
@@ -109,6 +117,7 @@ class Window:
         self._template: Metrics | None = None
         self._tree: Any = None
         self._scalar: tuple[bool, ...] = ()
+        self._adds = False  # whether merging these metrics is adding their arrays
 
     def empty(self, *args: Any) -> Packed:
         """Returns an empty window for steps with such arguments."""
@@ -118,6 +127,7 @@ class Window:
             zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
             template = self._template = jax.device_get(_empty(zeros))
             leaves, self._tree = jax.tree.flatten(template)
+            self._adds = all(isinstance(metric, (Mean, Terms)) for metric in template.values())
             self._scalar = tuple(
                 np.ndim(leaf) == 0 and leaf.dtype == np.float32 for leaf in leaves
             )
@@ -140,6 +150,8 @@ class Window:
 
     def merged(self, packed: Packed, metrics: Metrics) -> Packed:
         """Returns the window with the metrics of one more step."""
+        if self._adds:  # which in one vector is one operation
+            return jax.tree.map(jnp.add, packed, self.pack(metrics))
         window = self.unpack(packed)
         return self.pack({name: merge(window[name], metrics[name]) for name in metrics})
 
@@ -167,14 +179,18 @@ class TrainProgram:
     def __init__(self, recipe: Recipe, log_every: int) -> None:
         self.log_every = log_every
         form = Window(lambda *args: train_step(recipe, *args)[1])
-        stop = -1 if recipe.phase.stop is None else recipe.phase.stop
+        count, stop = recipe.spec.accumulation.count, recipe.phase.stop
 
         def step(
             state: TrainState, window: Packed, batch: Batch, mask: ArrayLike | None, last: Array
         ) -> tuple[TrainState, Packed, Array]:
             number = state.counters.batches + 1
-            ends_phase = state.step + 1 == stop
-            due = (number % log_every == 0) | (number == last) | ends_phase
+            # The last update of a window: fewer than `count` batches are left in it, and no
+            # other fits. By `rem`, since `%` takes care of signs.
+            due = jax.lax.rem(number + (count - 1), jnp.int32(log_every)) < count
+            due |= (last >= 0) & (last - number < count)
+            if stop is not None:
+                due |= state.step + 1 == stop
             state, metrics = train_step(recipe, state, batch, mask, norms=due)
             return state, form.merged(window, metrics), _status(state)
 

@@ -19,6 +19,7 @@ from flaxtrain.params.restore_report import RestoreRecord, RestoreReport
 from flaxtrain.params.restoring import apply_restore
 from flaxtrain.params.roles import ROLES
 from flaxtrain.params.select import Selector, SelectorLike, select, selected_tree, selector
+from flaxtrain.params.units import own_axes, unit_axes
 
 __all__ = [
     "DECAY_PRESETS",
@@ -45,10 +46,12 @@ __all__ = [
     "join_adapters",
     "layers",
     "overview",
+    "own_axes",
     "param_facts",
     "preset_differences",
     "select",
     "selected_tree",
     "selector",
     "split_adapters",
+    "unit_axes",
 ]

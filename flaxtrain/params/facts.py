@@ -17,6 +17,7 @@ import flax.linen as nn
 import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, UnknownParameterError, nearest
+from flaxtrain.params.kernel_axes import KernelAxes
 from flaxtrain.text import counted
 from flaxtrain.tree import Path, path_name, unflatten
 
@@ -63,6 +64,8 @@ class ParamFact:
             of layers is one parameter, and its layers follow one another: it is hidden even if
             nothing is before or behind it. Where the use wasn't looked at, only role and axes
             decide.
+        kernel_axes: which axes of `local_shape` are summed over, for the kernel of a `Dense`,
+            `DenseGeneral`, `Einsum` or `Conv`; None for all else.
     """
 
     path: Path
@@ -83,6 +86,7 @@ class ParamFact:
     reversed_axes: tuple[int, ...] = ()
     loop: int | None = None
     hidden: bool = False
+    kernel_axes: KernelAxes | None = None
 
     @property
     def name(self) -> str:

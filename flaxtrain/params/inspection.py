@@ -19,6 +19,7 @@ from flaxtrain.errors import ArgumentTypeError, FlaxtrainError, ModelError
 from flaxtrain.params.axes import AxisBox, Shape, array_in, guess_axes, is_box, without
 from flaxtrain.params.dataflow import FirstUse, first_uses
 from flaxtrain.params.facts import Facts, ParamFact
+from flaxtrain.params.kernel_axes import noting_axes
 from flaxtrain.params.recorder import Declaration, Recorder, run_abstractly
 from flaxtrain.params.roles import Evidence, is_matrix, makes_hidden, roles_of
 from flaxtrain.params.stacks import guess_scan
@@ -158,7 +159,7 @@ def facts_from(
         (0, 1)
     """
     recorder = Recorder()
-    with _explained("model.init"):
+    with _explained("model.init"), noting_axes() as kernels:
         variables = run_abstractly(initialise, recorder)
     leaves = {path: _Leaf.of(path, value) for path, value in _flat(variables).items()}
     found = {path: _Found.of(path, leaf, recorder) for path, leaf in leaves.items()}
@@ -200,6 +201,7 @@ def facts_from(
             reversed_axes=scan.reversed_axes,
             loop=scan.loop,
             hidden=between and is_matrix(role, source.local_shape),
+            kernel_axes=kernels.get(path),
         )
 
     collections = frozenset(variables) - {"params"}

@@ -8,7 +8,8 @@ shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,14 @@ def kernel_axes(
             where="kernel_axes(initialise)",
             fix="pass lambda extra: model.init({'params': key, **extra}, x)",
         )
+    with noting_axes() as found:
+        run_abstractly(initialise, Recorder())
+    return found
+
+
+@contextmanager
+def noting_axes() -> Iterator[dict[Path, KernelAxes]]:
+    """Collects the axes of the kernels of all modules that are called inside the context."""
     found: dict[Path, KernelAxes] = {}
 
     def note(
@@ -89,8 +98,7 @@ def kernel_axes(
         return method(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        run_abstractly(initialise, Recorder())
-    return found
+        yield found
 
 
 def _axes_of(module: Any, args: tuple[Any, ...], kwargs: Any) -> KernelAxes | None:

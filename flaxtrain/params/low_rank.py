@@ -94,8 +94,11 @@ class Pair:
                 role=LORA,
                 hidden=False,
                 rule=f"adapter of {kernel.name!r}",
+                kernel_axes=axes,
             )
-            for path, shape in zip(self.paths, (self.a, self.b), strict=True)
+            for path, shape, axes in zip(
+                self.paths, (self.a, self.b), _pair_axes(kernel), strict=True
+            )
         ]
 
     def init(self, key: Key) -> dict[str, Array]:
@@ -104,6 +107,14 @@ class Pair:
         wide = jnp.promote_types(self.dtype, jnp.float32)
         a = jax.random.normal(key, self.a, wide) * self.fan_in**-0.5
         return {LORA_A: a.astype(self.dtype), LORA_B: jnp.zeros(self.b, self.dtype)}
+
+
+def _pair_axes(kernel: ParamFact) -> tuple[KernelAxes | None, KernelAxes | None]:
+    """Returns the axes of `A`, from in axes to the rank, and of `B`, from the rank on."""
+    axes = kernel.kernel_axes
+    if axes is None:
+        return None, None
+    return axes, KernelAxes((len(kernel.local_shape),), axes.batch)
 
 
 def split_adapters(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:

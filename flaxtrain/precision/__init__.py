@@ -1,4 +1,4 @@
-"""Numeric precision: loss scaling."""
+"""Numeric precision: policies, loss scales, and updates of parameters of 16 bits."""
 
 from flaxtrain.precision.loss_scale import (
     UNSCALED,
@@ -7,5 +7,38 @@ from flaxtrain.precision.loss_scale import (
     LossScale,
     NoScale,
 )
+from flaxtrain.precision.policy import Policy, PolicyLike, Precision, short_name
+from flaxtrain.precision.rounding import (
+    NEAREST,
+    ROUNDING_RULES,
+    Kahan,
+    Master,
+    Nearest,
+    Rounding,
+    Stochastic,
+    is_16_bits,
+    rounding_rule,
+    stochastically_rounded,
+)
 
-__all__ = ["UNSCALED", "DynamicScale", "FixedScale", "LossScale", "NoScale"]
+__all__ = [
+    "NEAREST",
+    "ROUNDING_RULES",
+    "UNSCALED",
+    "DynamicScale",
+    "FixedScale",
+    "Kahan",
+    "LossScale",
+    "Master",
+    "Nearest",
+    "NoScale",
+    "Policy",
+    "PolicyLike",
+    "Precision",
+    "Rounding",
+    "Stochastic",
+    "is_16_bits",
+    "rounding_rule",
+    "short_name",
+    "stochastically_rounded",
+]

@@ -15,6 +15,7 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, FlaxtrainError, ParameterError
 from flaxtrain.optim import NAMED
 from flaxtrain.params import Facts, ParamFact, decay_mask, select, selector
+from flaxtrain.spec.clip import Clip
 from flaxtrain.spec.group import DEFAULT, Group
 from flaxtrain.spec.hyperparameters import Hyperparameters
 from flaxtrain.spec.layer_decay import LayerDecay, multipliers
@@ -42,6 +43,8 @@ class AssignedGroup:
         spec: what holds for it: the spec with what the group says for itself.
         lr_mult: factor of the learning rate.
         hyperparameters: its adjustable numbers.
+        clips: how its gradient is clipped, in order; that of the group `"default"`, how the
+            whole gradient is.
         paths: its parameters.
     """
 
@@ -50,6 +53,7 @@ class AssignedGroup:
     spec: OptSpec
     lr_mult: float
     hyperparameters: Hyperparameters
+    clips: tuple[Clip, ...]
     paths: frozenset[Path]
 
 
@@ -266,12 +270,13 @@ def _assigned(
     decay: Any = merged.weight_decay
     if decay is None and entry is not None:
         decay = entry.weight_decay
+    clips = (spec if label == DEFAULT else merged).clips
     given = {
         **_defaults(merged),
         "learning_rate": merged.learning_rate,
         # Off is off: 0 x parameter would cost a read, and turn an infinite one into NaN.
         "weight_decay": None if is_zero(decay) else decay,
-        "clip_norm": spec.clip_norm if label == DEFAULT else merged.clip_norm,
+        **{clip.number: clip.bound for clip in clips},
     }
     return AssignedGroup(
         label,
@@ -279,6 +284,7 @@ def _assigned(
         merged,
         factor,
         Hyperparameters.of(entry, given),
+        clips,
         paths,
     )
 

@@ -1,8 +1,8 @@
 """From a spec to the gradient transformation that a training step runs.
 
 For a named optimizer, at update t = 1, 2, ... with learning rate a = learning_rate(t - 1):
-    g <- g min(1, clip_norm / |g|)              one factor for all parameters
-    g <- g min(1, clip_norm_of_group / |g|)     one factor for each group that has its own
+    g <- clip(g)                                the whole gradient, see `spec.clips`
+    g <- clip_of_group(g)                       of each group that has its own
     the stages of the optimizer in their order; for most of them
         u <- rule(g)                            the preconditioner, per parameter
         u <- u + weight_decay x                 where the decay mask is True
@@ -13,7 +13,7 @@ the sum of parameter and update is rounded once, by `apply_updates`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,14 +26,17 @@ from flaxtrain.optim.transform import require_params
 from flaxtrain.params import Facts
 from flaxtrain.spec.applied import applied_learning_rates
 from flaxtrain.spec.assignment import AssignedGroup, Assignment, assign
+from flaxtrain.spec.clipping import clipped as clip_all
+from flaxtrain.spec.clipping import first_memory, numbers_at
 from flaxtrain.spec.group import DEFAULT
 from flaxtrain.spec.hyperparameters import Numbers, Value
+from flaxtrain.spec.needs import value_fn_of
 from flaxtrain.spec.object_part import Leaves, ObjectPart
 from flaxtrain.spec.opt_spec import OptSpec
 from flaxtrain.spec.parts import Part, parts_of, rewarming
 from flaxtrain.spec.phases import Phase
 from flaxtrain.spec.state import OptState
-from flaxtrain.tree import Path, global_norm, is_none, key_of, path_name, widened
+from flaxtrain.tree import Path, is_none, key_of, path_name, unflatten, widened
 from flaxtrain.typing import Array, Params, Updates
 
 __all__ = ["build"]
@@ -45,7 +48,8 @@ def build(
     """Makes the gradient transformation that a spec declares.
 
     `update` takes `grad_norm=` if the norm of the gradient is known already, and hands other
-    extra arguments to optimizer objects. The trees are those of the trained parameters, as
+    extra arguments to optimizer objects; of `grad=` and `value_fn=` the part that is about
+    their group. The trees are those of the trained parameters, as
     nested dicts: frozen parameters are simply not there.
 
     Args:
@@ -115,6 +119,7 @@ def transformation(assignment: Assignment, phase: Phase) -> GradientTransformati
             {n: jnp.zeros((), jnp.float32) for part in parts for n in _rate_names(part, slots)},
             {group.name: group.hyperparameters.initial() for group in groups},
             inner,
+            first_memory(assignment),
         )
 
     def update(
@@ -123,19 +128,20 @@ def transformation(assignment: Assignment, phase: Phase) -> GradientTransformati
         params: Params | None = None,
         *,
         grad_norm: Array | None = None,
+        grad: Updates | None = None,
+        value_fn: Callable[[Params], Array] | None = None,
         **extra_args: Any,
     ) -> tuple[Updates, OptState]:
         require_params(params, assignment.spec)
         count = state.count
-        hyperparams = {
-            group.name: group.hyperparameters.at(count, state.hyperparams[group.name])
-            for group in groups
-        }
+        hyperparams = numbers_at(assignment, state)
         numbers = {group.name: _numbers(group, hyperparams[group.name]) for group in groups}
         _, structure = jax.tree.flatten(updates, is_leaf=is_none)
         grads, values = _leaves(updates), _leaves(params)
         # Widened before it is clipped: the factor must not be rounded to 16 bits.
-        clipped = _clipped(widened(grads), assignment, hyperparams, grad_norm)
+        clipped, memory = clip_all(
+            widened(grads), values, assignment, hyperparams, state.clip_memory, grad_norm
+        )
         for part in parts:
             if isinstance(part, ObjectPart):
                 # Objects keep slots in the dtype of what they are given.
@@ -147,15 +153,14 @@ def transformation(assignment: Assignment, phase: Phase) -> GradientTransformati
             own = _own(part, clipped)
             if own:
                 arrays = (own, slots[part.label], {path: values[path] for path in own})
-                done, slots[part.label] = part.update(
-                    count, phase, *arrays, numbers, **extra_args
-                )
+                extra = {**extra_args, **_beside(part, own, params, values, grad, value_fn)}
+                done, slots[part.label] = part.update(count, phase, *arrays, numbers, **extra)
                 new |= done
         found = {n: r for part in parts for n, r in _rates(part, slots, phase, numbers, count)}
         rates = {name: found.get(name, old) for name, old in state.learning_rates.items()}
         inner = slots[parts[0].label] if len(parts) == 1 else slots
         result = jax.tree.unflatten(structure, [new[path] for path in grads])
-        return result, OptState(safe_increment(count), rates, hyperparams, inner)
+        return result, OptState(safe_increment(count), rates, hyperparams, inner, memory)
 
     arguments = {"spec": assignment.spec, "assignment": assignment, "phase": phase}
     return GradientTransformation(init, update, name="build", arguments=arguments)
@@ -165,6 +170,23 @@ def _leaves(tree: Any) -> Leaves:
     """Returns the leaves of any tree by path, None included, in jax's order."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
     return {tuple(map(key_of, keys)): leaf for keys, leaf in found}
+
+
+def _beside(
+    part: Part,
+    own: Leaves,
+    params: Params | None,
+    values: Leaves,
+    grad: Updates | None,
+    value_fn: Callable[[Params], Array] | None,
+) -> dict[str, Any]:
+    """Returns what an optimizer object gets beside its gradient, as far as it is known."""
+    found: dict[str, Any] = {}
+    if isinstance(part, ObjectPart) and grad is not None:
+        found["grad"] = unflatten(_as_params(_own(part, _leaves(grad)), values))
+    if isinstance(part, ObjectPart) and value_fn is not None:
+        found["value_fn"] = value_fn_of(own, params, value_fn)
+    return found
 
 
 def _own(part: Part, leaves: Leaves) -> Leaves:
@@ -207,29 +229,6 @@ def _numbers(group: AssignedGroup, hyperparams: Mapping[str, Value]) -> Numbers:
     """Returns the numbers of a group; an optimizer object keeps its rate to itself."""
     rate: Any = hyperparams.get("learning_rate", 0.0)
     return Numbers(rate if group.lr_mult == 1.0 else rate * group.lr_mult, hyperparams)
-
-
-def _clipped(
-    grads: Leaves,
-    assignment: Assignment,
-    hyperparams: Mapping[str, Mapping[str, Value]],
-    norm: Array | None,
-) -> Leaves:
-    """Clips the whole gradient, then the gradients of the groups that say so."""
-    for group in reversed(assignment.groups):  # the default one is last; its norm is the whole
-        limit: Any = hyperparams[group.name].get("clip_norm")
-        whole = group.name == DEFAULT
-        own = grads if whole else {p: g for p, g in grads.items() if p in group.paths}
-        if limit is not None and own:
-            known = norm if whole and norm is not None else global_norm(widened(own))
-            grads = {**grads, **_scaled_down(own, known, limit)}
-    return grads
-
-
-def _scaled_down(grads: Leaves, norm: Array, limit: Any) -> Leaves:
-    # NaN compares False, so that it reaches every gradient and the step can be rejected.
-    factor = jnp.where(norm < limit, 1.0, limit / norm)
-    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.real.dtype) * leaf, grads)
 
 
 def _rates(

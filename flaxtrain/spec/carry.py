@@ -25,7 +25,7 @@ def carried(fresh: OptState, old: OptState) -> OptState:
         old: the state at the end of the phase before.
 
     Returns:
-        The count, the learning rates and the hyperparameters of `old`; the slots of `old` for
+        The count, learning rates, hyperparameters and memory of clips of `old`; its slots for
         the parameters that both know, and those of `fresh` for the others.
 
     Raises:

@@ -12,7 +12,7 @@ from flaxtrain.optim import GradientTransformation
 from flaxtrain.optim.transform import same_value
 from flaxtrain.schedules import Schedule
 from flaxtrain.spec.data import encode
-from flaxtrain.spec.declaration import Declaration, names_of
+from flaxtrain.spec.declaration import Declaration, defaults_of, names_of
 from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
 
@@ -32,9 +32,16 @@ def fingerprint(spec: Declaration) -> str:
     Example:
         >>> from flaxtrain.spec import OptSpec
         >>> fingerprint(OptSpec("sgd", 0.1, momentum=0.9))
-        '9f42578de854'
+        '92c341852758'
     """
-    text = json.dumps(encode(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    given, defaults = spec.arguments(), defaults_of(type(spec))
+    # What is left at its default says nothing, also where a later version adds a field.
+    table = {
+        name: value
+        for name, value in encode(spec).items()
+        if name in given or name not in defaults or name == "hyperparameters"
+    }
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
@@ -80,6 +87,8 @@ def _declarations(place: str, a: Declaration, b: Declaration) -> Iterator[str]:
             yield from _tables(place, dict(one), dict(two))
         elif name == "groups":
             yield from _rows(f"{place}{name}", _by_label(one), _by_label(two))
+        elif name == "clip":
+            yield from _rows(f"{place}{name}", _by_kind(one), _by_kind(two))
         elif name == "freeze":
             yield from _rows(f"{place}{name}", _by_choice(one), _by_choice(two))
         else:
@@ -144,6 +153,10 @@ def _rows(
 
 def _by_label(groups: Sequence[Group]) -> dict[str, Declaration]:
     return {group.label(index): group for index, group in enumerate(groups)}
+
+
+def _by_kind(clips: Sequence[Declaration]) -> dict[str, Declaration]:
+    return {type(clip).__name__: clip for clip in clips}
 
 
 def _by_choice(rules: Sequence[Freeze]) -> dict[str, Declaration]:

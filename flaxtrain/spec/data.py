@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -10,16 +11,26 @@ from typing import Any
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.optim import NAMED, GradientTransformation
 from flaxtrain.schedules import Schedule, from_dict
-from flaxtrain.spec.declaration import Declaration, name_of, names_of
+from flaxtrain.spec.accumulation import AccumulateBatches
+from flaxtrain.spec.averaging import Ema, Lookahead, Swa
+from flaxtrain.spec.clips import CLIPS
+from flaxtrain.spec.declaration import Declaration, defaults_of, name_of, names_of
 from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
 from flaxtrain.spec.layer_decay import LayerDecay
+from flaxtrain.spec.spikes import Spikes
 
 # Nothing here is public: `OptSpec.to_dict` and `OptSpec.from_dict` are.
 __all__ = []
 
 VERSION = 1
 """The version of the form; a reader refuses another one."""
+
+KINDS: Mapping[str, type[Declaration]] = {
+    kind.__name__: kind for kind in (AccumulateBatches, Ema, Lookahead, Spikes, Swa, *CLIPS)
+}
+"""Declarations that are data wherever they stand: `{"kind": name, argument: value}`. Those of a
+field that takes one class only need no name: `Group`, `Freeze`, `LayerDecay`."""
 
 
 def encode(spec: Declaration) -> dict[str, Any]:
@@ -42,8 +53,10 @@ def encode(spec: Declaration) -> dict[str, Any]:
 
 
 def _declaration_as_data(value: Declaration) -> dict[str, Any]:
-    where = f"{type(value).__name__}({value.arguments()[names_of(type(value))[0]]!r}, "
-    return {
+    where = f"{type(value).__name__}({getattr(value, names_of(type(value))[0])!r}, "
+    kind = type(value).__name__
+    table: dict[str, Any] = {"kind": kind} if kind in KINDS else {}
+    return table | {
         name: _optimizer_as_data(part)
         if name == "optimizer"
         else _as_data(part, f"{where}{name}=...)")
@@ -128,7 +141,7 @@ def decode(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
             fix="add 'optimizer': 'adam', or another name",
         )
     hyperparameters = _mapping(table.pop("hyperparameters", {}), f"{where}: hyperparameters")
-    arguments = {name: _decoded(value) for name, value in table.items()}
+    arguments = {name: decoded(value) for name, value in table.items()}
     if isinstance(arguments["optimizer"], Mapping):
         arguments["optimizer"] = _object_from(arguments["optimizer"])
     for name, kind in (("groups", Group), ("freeze", Freeze)):
@@ -139,7 +152,7 @@ def decode(data: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         arguments["layer_decay"] = _declared(LayerDecay, row, f"{where}: layer_decay")
     return {
         **arguments,
-        "hyperparameters": {k: _decoded(v) for k, v in hyperparameters.items()},
+        "hyperparameters": {k: decoded(v) for k, v in hyperparameters.items()},
     }
 
 
@@ -151,24 +164,39 @@ def _object_from(data: Mapping[str, Any]) -> GradientTransformation:
     return NAMED[name].factory(**arguments)
 
 
-def _decoded(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_decoded, value))
+def decoded(value: Any) -> Any:
+    """Returns a value from its JSON form: schedules and declarations of a kind, at any depth.
+
+    Raises:
+        UnknownNameError: a kind, a schedule or an argument is not known.
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(map(decoded, value))
     if not isinstance(value, Mapping):
         return value
     if "schedule" in value and isinstance(value["schedule"], str):
         return from_dict(value)
-    return {key: _decoded(child) for key, child in value.items()}
+    if "kind" in value and isinstance(value["kind"], str):
+        return _of_kind(value)
+    return {key: decoded(child) for key, child in value.items()}
+
+
+def _of_kind(row: Mapping[str, Any]) -> Declaration:
+    table = {key: decoded(child) for key, child in row.items()}
+    name = table.pop("kind")
+    if name not in KINDS:
+        raise unknown_name("kind", name, KINDS, where="OptSpec.from_dict")
+    return _declared(KINDS[name], table, f"OptSpec.from_dict: {name}")
 
 
 def _declared(kind: Any, row: Any, where: str) -> Any:
-    """Returns a `Group`, `Freeze` or `LayerDecay` from its row."""
+    """Returns a declaration from its row."""
     table, names = dict(_mapping(row, where)), names_of(kind)
     takes_more = "hyperparameters" in names
     for name in table:
         if not isinstance(name, str) or not (takes_more or name in names):
             raise unknown_name("field", str(name), names, where=where)
-    if names[0] not in table:
+    if names[0] not in table and defaults_of(kind)[names[0]] is inspect.Parameter.empty:
         example = "'head/**'" if names[0] == "select" else "0.75"
         raise ArgumentError(
             f"no {names[0]!r} is given",

@@ -79,7 +79,7 @@ class Declaration:
     def __repr__(self) -> str:
         arguments = self.arguments()
         first = names_of(type(self))[0]
-        shown = [repr(arguments.pop(first))]
+        shown = [repr(arguments.pop(first))] if first in arguments else []
         shown += [f"{name}={value!r}" for name, value in arguments.items()]
         return f"{type(self).__name__}({', '.join(shown)})"
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from flaxtrain.checks import check_number
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.optim import NAMED
 from flaxtrain.spec.assignment import Assignment
 from flaxtrain.spec.group import DEFAULT
-from flaxtrain.spec.hyperparameters import SPEC_NUMBERS
+from flaxtrain.spec.hyperparameters import CLIP_NUMBERS, SPEC_NUMBERS
 from flaxtrain.spec.opt_spec import OptSpec
 from flaxtrain.spec.packed_numbers import PackedNumbers
 from flaxtrain.spec.parts import shared_numbers
@@ -39,8 +41,9 @@ def set_hyperparameters(
         tx: what `build` made; not needed for a `TrainState`.
         group: the name of the group. A method that treats all parameters together
             (`noisy_sgd`) has its own numbers only once: they change for all of its groups.
-        **values: the new values: `learning_rate`, `weight_decay`, `clip_norm`, or a
-            hyperparameter of the optimizer. The `clip_norm` of the group `"default"` is that of
+        **values: the new values: `learning_rate`, `weight_decay`, the number of a kind of
+            clipping (`clip_norm`, `clip_value`, `clip_block_rms`, `clip_ratio`, `clip_z`), or a
+            hyperparameter of the optimizer. The clipping of the group `"default"` is that of
             the whole gradient.
 
     Raises:
@@ -90,7 +93,7 @@ def set_hyperparameters(
                 where=where,
                 fix="pass a number; schedules, and what is off, are said in the spec",
             )
-    about.spec.replace(**values)  # checks the ranges
+    _check_ranges(about.spec, values, where)
     new = {n: about.hyperparameters.value(n, v, where=where) for n, v in values.items()}
     table = {**inner.hyperparams, group: PackedNumbers.of({**inner.hyperparams[group], **new})}
     shared = {name: value for name, value in new.items() if name in shared_numbers(about)}
@@ -100,6 +103,13 @@ def set_hyperparameters(
     edited = inner._replace(hyperparams=table)
     result: Any = edited if inner is state else _with(state, edited)
     return result
+
+
+def _check_ranges(spec: OptSpec, values: Mapping[str, Any], where: str) -> None:
+    bounds = {name: value for name, value in values.items() if name in CLIP_NUMBERS}
+    for name, value in bounds.items():
+        check_number(name, value, minimum=0.0, exclude=(0.0,), where=where)
+    spec.replace(**{name: value for name, value in values.items() if name not in bounds})
 
 
 def _with(state: Any, opt_state: OptState) -> Any:

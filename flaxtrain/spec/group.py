@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from flaxtrain.checks import check_number
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim import TransformationLike
 from flaxtrain.params import DecayChoice, SelectorLike
+from flaxtrain.spec.clip import Clip
+from flaxtrain.spec.clips import as_clips
 from flaxtrain.spec.declaration import (
     Declaration,
     as_choice,
@@ -47,7 +49,8 @@ class Group(Declaration):
         weight_decay: a number >= 0, or a schedule.
         decay: which parameters of the group decay.
         clip_norm: largest norm > 0 of this group's gradient, or a schedule; it comes after the
-            clipping of the whole gradient by the spec's own `clip_norm`.
+            clipping of the whole gradient by the spec's own `clip_norm` and `clip`.
+        clip: other kinds of clipping of this group's gradient, one or several in their order.
         **hyperparameters: those of the optimizer.
 
     Raises:
@@ -71,6 +74,7 @@ class Group(Declaration):
     weight_decay: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
     decay: DecayChoice | None
     clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
+    clip: tuple[Clip, ...]
     hyperparameters: tuple[tuple[str, Any], ...]
 
     def __init__(
@@ -85,6 +89,7 @@ class Group(Declaration):
         weight_decay: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
         decay: DecayChoice | None = None,
         clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
+        clip: Clip | Sequence[Clip] = (),
         **hyperparameters: Any,
     ) -> None:
         where = f"Group({select!r})"
@@ -123,6 +128,7 @@ class Group(Declaration):
         }
         values = {k: as_float(plain(v)) for k, v in values.items()}
         self._set(select=select, name=name, **values)
+        self._set(clip=as_clips(clip, clip_norm, where=where))
         self._set(hyperparameters=hyperparameters_from(hyperparameters))
 
     def label(self, index: int) -> str:

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import is_concrete
+from flaxtrain.checks import check_number, is_concrete
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import DecayRate
 from flaxtrain.optim.registry import NamedOptimizer
+from flaxtrain.schedules import Schedule
 from flaxtrain.spec.packed_numbers import PackedNumbers, Value
 from flaxtrain.typing import Array, ArrayLike
 
@@ -30,7 +31,10 @@ __all__ = []
 Number: TypeAlias = ArrayLike | Callable[[ArrayLike], ArrayLike]
 """A number, or a function of the number of updates already applied."""
 
-SPEC_NUMBERS = ("learning_rate", "weight_decay", "clip_norm")
+CLIP_NUMBERS = ("clip_norm", "clip_value", "clip_block_rms", "clip_ratio", "clip_z")
+"""One for each kind of clipping: `Clip.number`."""
+
+SPEC_NUMBERS = ("learning_rate", "weight_decay", *CLIP_NUMBERS)
 
 
 def adjustable(entry: NamedOptimizer) -> dict[str, bool]:
@@ -59,6 +63,30 @@ def is_number(value: Any) -> bool:
         kinds = (jnp.floating, jnp.integer)
         return value.ndim == 0 and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
     return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+
+
+def extremes_of(schedule: Any, name: str, where: str) -> tuple[Any, Any]:
+    """Returns the smallest and largest value of a schedule, as far as they can be known."""
+    known = schedule.extremes() if isinstance(schedule, Schedule) else None
+    if known is not None:
+        return known
+    if isinstance(schedule, Schedule) and not schedule.is_resolved:
+        return 0.5, 0.5  # judged again when the durations are steps
+    first = schedule(0)
+    if is_concrete(first):  # not while tracing
+        check_number(f"{name} at count 0", first, where=where)
+        first = float(np.asarray(first))
+    return first, first
+
+
+def check_scheduled(name: str, value: Any, where: str, **bounds: Any) -> None:
+    """Checks a number, or the extremes of a schedule.
+
+    Raises:
+        FlaxtrainError: as `check_number` does.
+    """
+    for number in extremes_of(value, name, where) if callable(value) else (value,):
+        check_number(name, number, where=where, **bounds)
 
 
 def is_one(value: Any) -> bool:

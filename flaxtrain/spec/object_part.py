@@ -16,6 +16,7 @@ from flaxtrain.schedules import Schedule
 from flaxtrain.spec.applied import rates_of
 from flaxtrain.spec.assignment import AssignedGroup, Assignment
 from flaxtrain.spec.hyperparameters import Numbers
+from flaxtrain.spec.needs import check_needs
 from flaxtrain.spec.phases import Phase
 from flaxtrain.tree import Path, flatten, path_name, unflatten
 from flaxtrain.typing import Array
@@ -84,6 +85,7 @@ class ObjectPart:
         self._check_one_age(assignment)
         for phase in assignment.phases:
             self._check_prunes(assignment, phase)
+        self._check_needs(assignment)
 
     def _check_resolved(self) -> None:
         for rate in rates_of(self.tx).values():
@@ -129,6 +131,15 @@ class ObjectPart:
                     "object of its own",
                 )
             before |= trained
+
+    def _check_needs(self, assignment: Assignment) -> None:
+        """Tries an update of the parameters that are trained first."""
+        seen = [self.group.paths & phase.trained.keys() for phase in assignment.phases]
+        first = next(filter(None, seen), None)
+        if first is not None:
+            facts = [r.fact for path, r in assignment.params.items() if path in first]
+            shapes = {f.path: jax.ShapeDtypeStruct(f.shape, f.dtype) for f in facts}
+            check_needs(self.tx, shapes, assignment.spec)
 
     def _check_prunes(self, assignment: Assignment, phase: Phase) -> None:
         """Tries the object on the part of the params that it will see, by shapes only."""

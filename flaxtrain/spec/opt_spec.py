@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from flaxtrain.durations import Horizon
+from flaxtrain.durations import Horizon, Resolvable
 from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike
 from flaxtrain.params import DecayChoice, SelectorLike
-from flaxtrain.schedules import Schedule
+from flaxtrain.spec.accumulation import AccumulateBatches, as_accumulation
+from flaxtrain.spec.averaging import Averaging, as_averaging
+from flaxtrain.spec.clip import Clip
+from flaxtrain.spec.clips import ClipNorm, as_clips
 from flaxtrain.spec.compare import differences, fingerprint
 from flaxtrain.spec.data import decode, encode, read_json
 from flaxtrain.spec.declaration import (
@@ -24,6 +27,7 @@ from flaxtrain.spec.declaration import (
 from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
 from flaxtrain.spec.layer_decay import LayerDecay
+from flaxtrain.spec.spikes import Spikes
 from flaxtrain.spec.validate import as_freezes, as_groups, check_spec, with_floats
 from flaxtrain.typing import ArrayLike
 
@@ -56,10 +60,23 @@ class OptSpec(Declaration):
         decay_to: what weight decay pulls towards: `"zero"`, or `"init"`, the values with which
             training of a parameter begins (L2-SP: Li et al. 2018, arXiv:1802.01483).
         clip_norm: largest norm > 0 of the whole gradient, which is scaled down to it: a number
-            or a schedule; None: no clipping.
+            or a schedule; None: no such clipping. It is `ClipNorm(clip_norm)`, and comes first.
+        clip: other kinds of clipping (`ClipValue`, `AdaptiveClip`, `ClipBlockRms`,
+            `ClipZScore`), one or several in their order, each kind once.
         nonfinite: what the training step does with a loss or gradient that is NaN or infinite:
             `"raise"`, or `"skip"` the step. An overflow is always a skip while the loss scale
             can fall.
+        max_skips: number of rejected batches in a row, at least 1, after which the run ends
+            with an error also where they are skipped; None: it goes on. While the loss scale
+            can fall, overflows don't end it.
+        spikes: which finite steps are skipped too, because their gradient norm or loss is far
+            above the usual; None: no step is.
+        accumulate: number of microbatches that a batch is split into, at least 1: consecutive
+            rows, of whose activations one part is in memory, with BatchNorm's statistics and
+            dropout's keys of their own; or an `AccumulateBatches`. The gradient is that of all
+            their rows at once.
+        ema: which average of the weights is kept beside them: the decay of a moving average, in
+            [0, 1), an `Ema`, `Swa` or `Lookahead`; None: none.
         layer_decay: factor in (0, 1] by which the learning rate falls from each layer to the
             one below it, or a `LayerDecay`.
         groups: what is different for some parameters; the first group that selects a parameter
@@ -90,7 +107,12 @@ class OptSpec(Declaration):
     decay: DecayChoice
     decay_to: Literal["zero", "init"]
     clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None
+    clip: tuple[Clip, ...]
     nonfinite: Literal["raise", "skip"]
+    max_skips: int | None
+    spikes: Spikes | None
+    accumulate: int | AccumulateBatches
+    ema: Averaging | None
     layer_decay: float | LayerDecay | None
     groups: tuple[Group, ...]
     freeze: tuple[Freeze, ...]
@@ -105,7 +127,12 @@ class OptSpec(Declaration):
         decay: DecayChoice = "kernels",
         decay_to: Literal["zero", "init"] = "zero",
         clip_norm: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
+        clip: Clip | Sequence[Clip] = (),
         nonfinite: Literal["raise", "skip"] = "raise",
+        max_skips: int | None = 10,
+        spikes: Spikes | None = None,
+        accumulate: int | AccumulateBatches = 1,
+        ema: float | Averaging | None = None,
         layer_decay: float | LayerDecay | None = None,
         groups: Sequence[Group] = (),
         freeze: Freeze | SelectorLike | Sequence[Freeze | SelectorLike] = (),
@@ -123,11 +150,27 @@ class OptSpec(Declaration):
         }
         self._set(**{name: as_float(plain(value)) for name, value in values.items()})
         self._set(
+            clip=as_clips(clip, clip_norm, where="OptSpec"),
+            max_skips=plain(max_skips),
+            spikes=spikes,
+            accumulate=plain(accumulate),
+            ema=as_averaging(ema, where="OptSpec"),
             groups=as_groups(groups, optimizer),
             freeze=as_freezes(freeze),
             hyperparameters=with_floats(hyperparameters_from(hyperparameters), optimizer),
         )
         check_spec(self)
+
+    @property
+    def accumulation(self) -> AccumulateBatches:
+        """How many batches and microbatches an update is made of."""
+        return as_accumulation(self.accumulate, where="OptSpec")
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """All kinds of clipping in their order, that by `clip_norm` among them."""
+        first = () if self.clip_norm is None else (ClipNorm(self.clip_norm),)
+        return (*first, *self.clip)
 
     @property
     def name(self) -> str | None:
@@ -137,7 +180,7 @@ class OptSpec(Declaration):
     def merged(self, group: Group) -> tuple[OptSpec, float]:
         """Returns the spec of one group, with what it inherits, and the factor of its rate.
 
-        Its `clip_norm` is the group's own: that of the whole gradient is not repeated.
+        Its clipping is the group's own: that of the whole gradient is not repeated.
 
         Raises:
             FlaxtrainError: as `OptSpec` does; the group is named.
@@ -249,7 +292,7 @@ class OptSpec(Declaration):
 
 def _resolved(value: Any, horizon: Horizon) -> Any:
     """Returns a schedule, or what holds schedules and durations, in steps."""
-    if isinstance(value, (Schedule, Freeze)):
+    if isinstance(value, Resolvable):
         resolved = value.resolve(horizon)
         return value if resolved == value else resolved
     if isinstance(value, Group):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from flaxtrain.spec.packed_numbers import PackedNumbers
 from flaxtrain.typing import Array
 
-__all__ = ["OptState"]
+__all__ = ["ClipMemory", "OptState"]
+
+ClipMemory: TypeAlias = dict[str, dict[str, PackedNumbers]]
+"""What clips remember: by group, then by the name of the clip's number."""
 
 
 class OptState(NamedTuple):
@@ -27,9 +30,13 @@ class OptState(NamedTuple):
             slot's name; for an object, the object's own state. Where groups have different
             optimizers, a dict of those, by the name of a group that has it:
             `"default"` if that one does, else the first.
+        clip_memory: what clipping remembers of earlier gradients, by group and kind: for
+            `ClipZScore` the number of norms seen, their mean and variance. Empty for all other
+            kinds.
     """
 
     count: Any  # an Array; `count` is also a method of tuple
     learning_rates: dict[str, Array]
     hyperparams: dict[str, PackedNumbers]
     slots: Any
+    clip_memory: ClipMemory = {}  # noqa: RUF012, never changed

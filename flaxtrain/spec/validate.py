@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from flaxtrain.checks import check_choice, check_number, is_concrete
 from flaxtrain.errors import (
     ArgumentError,
@@ -21,11 +19,13 @@ from flaxtrain.optim.stages import DECAY
 from flaxtrain.optim.transform import same_value
 from flaxtrain.params import check_decay_choice
 from flaxtrain.schedules import Schedule
+from flaxtrain.spec.accumulation import as_accumulation
 from flaxtrain.spec.declaration import as_float, name_of, names_of
 from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import DEFAULT, Group
-from flaxtrain.spec.hyperparameters import adjustable
+from flaxtrain.spec.hyperparameters import adjustable, check_scheduled, extremes_of
 from flaxtrain.spec.layer_decay import LayerDecay
+from flaxtrain.spec.spikes import check_skips
 
 if TYPE_CHECKING:
     from flaxtrain.spec.opt_spec import OptSpec
@@ -43,7 +43,12 @@ ARGUMENTS = (
     "decay",
     "decay_to",
     "clip_norm",
+    "clip",
     "nonfinite",
+    "max_skips",
+    "spikes",
+    "accumulate",
+    "ema",
     "layer_decay",
     "groups",
     "freeze",
@@ -58,6 +63,8 @@ _ALSO_KNOWN_AS = {
     "max_norm": "clip_norm",
     "max_grad_norm": "clip_norm",
     "grad_clip": "clip_norm",
+    "clip_value": "clip",
+    "max_grad_value": "clip",
 }
 
 
@@ -116,13 +123,15 @@ def check_spec(spec: OptSpec) -> None:
         where = f"OptSpec({name_of(spec.optimizer)})"
         _check_object(spec, where)
     if spec.clip_norm is not None:
-        _check_scheduled("clip_norm", spec.clip_norm, where, minimum=0.0, exclude=(0.0,))
+        check_scheduled("clip_norm", spec.clip_norm, where, minimum=0.0, exclude=(0.0,))
     if spec.nonfinite not in NONFINITE:
         raise unknown_name("choice of nonfinite", str(spec.nonfinite), NONFINITE, where=where)
+    check_skips(spec.max_skips, spec.spikes, where=where)
     check_choice("decay_to", spec.decay_to, DECAY_TO, where=where)
     check_decay_choice(spec.decay, where=where)
     if spec.layer_decay is not None and not isinstance(spec.layer_decay, LayerDecay):
         LayerDecay(spec.layer_decay)
+    as_accumulation(spec.accumulate, where=where)
     _check_groups(spec)
 
 
@@ -179,7 +188,7 @@ def _check_named(spec: OptSpec, where: str) -> None:
     _check_learning_rate(spec.learning_rate, where)
     stages = _check_hyperparameters(spec, entry, where)
     if spec.weight_decay is not None:
-        _check_scheduled("weight_decay", spec.weight_decay, where, minimum=0.0)
+        check_scheduled("weight_decay", spec.weight_decay, where, minimum=0.0)
         decay: Any = spec.weight_decay
         is_on = callable(decay) or (is_concrete(decay) and decay > 0)
         if DECAY not in stages and is_on:
@@ -210,7 +219,7 @@ def _check_hyperparameters(spec: OptSpec, entry: NamedOptimizer, where: str) -> 
                 where=where,
                 fix="pass a number",
             )
-        extremes[name] = _extremes(value, name, where)
+        extremes[name] = extremes_of(value, name, where)
     stages: Any = ()
     for end in (0, 1):
         values = {**given, **{name: pair[end] for name, pair in extremes.items()}}
@@ -219,26 +228,6 @@ def _check_hyperparameters(spec: OptSpec, entry: NamedOptimizer, where: str) -> 
         except FlaxtrainError as error:  # the stages don't know where their arguments come from
             raise type(error)(error.found, where=where, fix=error.fix) from None
     return stages
-
-
-def _extremes(schedule: Any, name: str, where: str) -> tuple[Any, Any]:
-    """Returns the smallest and largest value of a schedule, as far as they can be known."""
-    known = schedule.extremes() if isinstance(schedule, Schedule) else None
-    if known is not None:
-        return known
-    if isinstance(schedule, Schedule) and not schedule.is_resolved:
-        return 0.5, 0.5  # judged again when the durations are steps
-    first = schedule(0)
-    if is_concrete(first):  # not while tracing
-        check_number(f"{name} at count 0", first, where=where)
-        first = float(np.asarray(first))
-    return first, first
-
-
-def _check_scheduled(name: str, value: Any, where: str, **bounds: Any) -> None:
-    """Checks a number, or the extremes of a schedule."""
-    for number in _extremes(value, name, where) if callable(value) else (value,):
-        check_number(name, number, where=where, **bounds)
 
 
 def _unknown_argument(name: str, known: Sequence[str], where: str) -> UnknownNameError:

@@ -31,6 +31,7 @@ LossFn = Callable[[Any, Batch], Any]
 STEP_METRICS = (
     "loss",
     "grad_norm",
+    "clipped_grad_norm",
     "update_norm",
     "param_norm",
     "learning_rate",

@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain import tree
-from flaxtrain.metrics import Terms
+from flaxtrain.metrics import Mean, Terms
 from flaxtrain.metrics.monoid import empty_like, merge
 from flaxtrain.train.contract import LossOutput, call_loss
 from flaxtrain.train.frozen_features import separated
-from flaxtrain.train.model import fold_key
+from flaxtrain.train.keys import microbatch_key
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.state import TrainState
 from flaxtrain.typing import Array, Batch, Collections, Key, Params, Updates
 
-__all__ = ["Rows", "gradient", "microbatch_key"]
+__all__ = ["Rows", "gradient", "loss_function"]
 
 
 class Rows(NamedTuple):
@@ -47,61 +47,108 @@ class Rows(NamedTuple):
         return jax.tree.map(lambda leaf: jnp.reshape(leaf, (count, -1, *leaf.shape[1:])), self)
 
 
-def microbatch_key(rng: Key, index: Array | int) -> Key:
-    """Returns the root key of one microbatch: what `state.rng` is for a batch at once.
+Run: TypeAlias = Callable[[Params, Rows, TrainState, Key], tuple[LossOutput, Collections]]
+"""Runs the loss function with the key of a microbatch; returns what it returned, and the
+collections behind it."""
 
-    Args:
-        rng: the run's typed key.
-        index: the number of the microbatch within its batch, from 0; int32 scalar.
+Objectives: TypeAlias = Callable[[Terms], list[Array]]
+"""From a loss to the numbers that are differentiated, each on its own."""
 
-    Returns:
-        A typed key.
-
-    Example:
-        >>> rng = jax.random.key(0)
-        >>> bool(microbatch_key(rng, 0) == microbatch_key(rng, 1))
-        False
-    """
-    return fold_key(rng, "microbatch", index)
+Differentiated: TypeAlias = tuple[list[Updates], LossOutput, Collections]
 
 
-Run: TypeAlias = Callable[[Params, Rows, TrainState], tuple[LossOutput, Collections]]
-"""Runs the loss function; returns what it returned, and the collections behind it."""
-
-Differentiated: TypeAlias = tuple[Updates, LossOutput, Collections]
-
-
-def gradient(recipe: Recipe, state: TrainState, rows: Rows) -> Differentiated:
+def gradient(
+    recipe: Recipe, state: TrainState, rows: Rows, objectives: Objectives, key: Key
+) -> Differentiated:
     """Differentiates the scaled loss with respect to the trainable parameters only.
 
     Args:
-        recipe: what does not change in the run; its `options.accumulate` is the number of
-            microbatches.
+        recipe: what does not change in the run; of its spec, the number of microbatches.
         state: the state before.
         rows: the batch.
+        objectives: from the loss of the batch to what is differentiated: the loss, or each of
+            its terms.
+        key: the key of the batch.
 
     Returns:
-        The gradient of the loss times the loss scale, a tree like the trainable parameters, of
-        their dtype, or of float32 at least where microbatches are summed; what the loss
-        function returned; the collections after the batch.
+        The gradient of each objective times the loss scale, trees like the trainable
+        parameters, of their dtype, or of float32 at least where microbatches are summed; what
+        the loss function returned; the collections after the batch.
 
     Raises:
         BatchError: the batch does not divide into microbatches.
     """
-    trainable, frozen = state.split_params()
-    options = recipe.options
-    options.check_rows(jax.tree.leaves(rows.batch)[0].shape[0])
+    trainable, _ = state.split_params()
+    accumulation = recipe.spec.accumulation
+    accumulation.check_rows(jax.tree.leaves(rows.batch)[0].shape[0])
+    run = _runner(recipe, state)
+    count = accumulation.microbatches
+    if count == 1:
+        return _differentiated(run, trainable, rows, state, objectives, key)
+    unroll = count if recipe.unroll else 1
+    return _summed(run, trainable, rows.microbatches(count), state, objectives, key, unroll)
 
-    def run(trainable: Params, rows: Rows, state: TrainState) -> tuple[LossOutput, Collections]:
+
+def loss_function(
+    recipe: Recipe, state: TrainState, rows: Rows, key: Key
+) -> Callable[[Params], Array]:
+    """Returns the loss of a batch in training, as a function of the trained parameters.
+
+    It draws the random numbers of the step, and changes nothing. It is not scaled.
+
+    Args:
+        recipe: what does not change in the run.
+        state: the state before the step.
+        rows: the batch.
+        key: the key of the batch.
+    """
+    run, count = _runner(recipe, state), recipe.spec.accumulation.microbatches
+
+    stored, _ = state.split_params()
+
+    def value(trainable: Params) -> Array:
+        # Optimizers may be given more exact values than the ones that the model is run with.
+        trainable = jax.tree.map(lambda new, old: new.astype(old.dtype), trainable, stored)
+        if count == 1:
+            return run(trainable, rows, state, key)[0].loss.compute()
+        entries = _Entry(jnp.arange(count, dtype=jnp.int32), rows.microbatches(count))
+
+        # What is differentiated keeps the activations of one microbatch.
+        @jax.checkpoint
+        def add(carry: tuple[Any, Collections], entry: _Entry) -> Any:
+            terms, before = carry
+            now = state.replace(collections=before)
+            own = microbatch_key(key, entry.number)
+            output, after = run(trainable, entry.rows, now, own)
+            new = _unless_empty(terms.merge(output.loss), terms, entry.rows)
+            weights = [term.weight > 0 for term in output.loss.terms]
+            counts = functools.reduce(jnp.logical_or, weights)
+            return (new, tree.where(counts, after, before)), None
+
+        first = jax.tree.map(lambda leaf: leaf[0], entries.rows)
+        loss = jax.eval_shape(lambda: run(trainable, first, state, key)[0].loss)
+        start = (empty_like(loss), state.collections)
+        unroll = count if recipe.unroll else 1
+        return jax.lax.scan(add, start, entries, unroll=unroll)[0][0].compute()
+
+    return value
+
+
+def _runner(recipe: Recipe, state: TrainState) -> Run:
+    """Returns what runs the loss function on trained parameters, beside the frozen ones."""
+    _, frozen = state.split_params()
+
+    def run(
+        trainable: Params, rows: Rows, state: TrainState, key: Key
+    ) -> tuple[LossOutput, Collections]:
         params = tree.graft(trainable, frozen) if frozen else trainable
-        model = recipe.bind(state, params, train=True, mask=rows.real, weight=rows.weight)
+        model = recipe.bind(
+            state, params, train=True, key=key, mask=rows.real, weight=rows.weight
+        )
         model.frozen_calls = separated(recipe, rows.real is not None)
         return call_loss(recipe.loss_fn, model, rows.batch), model.collections
 
-    if options.accumulate == 1:
-        return _differentiated(run, trainable, rows, state, Terms.compute)
-    unroll = options.accumulate if recipe.unroll else 1
-    return _summed(run, trainable, rows.microbatches(options.accumulate), state, unroll)
+    return run
 
 
 def _differentiated(
@@ -109,20 +156,28 @@ def _differentiated(
     trainable: Params,
     rows: Rows,
     state: TrainState,
-    value: Callable[[Terms], Array],
+    objectives: Objectives,
+    key: Key,
 ) -> Differentiated:
-    def objective(trainable: Params) -> tuple[Array, tuple[LossOutput, Collections]]:
-        output, collections = run(trainable, rows, state)
-        return state.loss_scale.scale(value(output.loss)), (output, collections)
+    def scaled(
+        trainable: Params,
+    ) -> tuple[list[Array], tuple[LossOutput, Collections]]:
+        output, collections = run(trainable, rows, state, key)
+        values = objectives(output.loss)
+        return [state.loss_scale.scale(value) for value in values], (output, collections)
 
-    grads, (output, collections) = jax.grad(objective, has_aux=True)(trainable)
+    values, pullback, (output, collections) = jax.vjp(scaled, trainable, has_aux=True)
+    grads = [
+        pullback([jnp.full_like(value, i == j) for j, value in enumerate(values)])[0]
+        for i in range(len(values))
+    ]
     return grads, output, collections
 
 
 class _Sums(NamedTuple):
     """What the microbatches so far add up to."""
 
-    grads: Updates
+    grads: list[Updates]
     metrics: dict[str, Any]
 
 
@@ -134,13 +189,16 @@ class _Entry(NamedTuple):
 
 
 def _summed(
-    run: Run, trainable: Params, microbatches: Rows, state: TrainState, unroll: int
+    run: Run,
+    trainable: Params,
+    microbatches: Rows,
+    state: TrainState,
+    objectives: Objectives,
+    key: Key,
+    unroll: int,
 ) -> Differentiated:
-    def state_at(index: Array, collections: Collections) -> TrainState:
-        return state.replace(rng=microbatch_key(state.rng, index), collections=collections)
-
     def weights(none: None, entry: _Entry) -> tuple[None, list[Array]]:
-        output, _ = run(trainable, entry.rows, state_at(entry.number, state.collections))
+        output, _ = run(trainable, entry.rows, state, microbatch_key(key, entry.number))
         found = [term.weight for term in output.loss.terms]
         return none, _unless_empty(found, tree.zeros_like(found), entry.rows)
 
@@ -148,9 +206,12 @@ def _summed(
         carry: tuple[_Sums, Collections], scanned: tuple[_Entry, Array]
     ) -> tuple[tuple[_Sums, Collections], None]:
         (sums, before), ((number, rows), counts) = carry, scanned
-        share = functools.partial(_share, totals=totals)
-        now = state_at(number, before)
-        grads, output, after = _differentiated(run, trainable, rows, now, share)
+
+        def shares(loss: Terms) -> list[Array]:
+            return objectives(_rescaled(loss, totals))
+
+        now, own = state.replace(collections=before), microbatch_key(key, number)
+        grads, output, after = _differentiated(run, trainable, rows, now, shares, own)
         new = _Sums(
             tree.add(sums.grads, tree.widened(grads)), merge(sums.metrics, output.metrics)
         )
@@ -162,8 +223,10 @@ def _summed(
     totals = [jnp.sum(weight) for weight in found]
     counts = functools.reduce(jnp.logical_or, [weight > 0 for weight in found])
     first = jax.tree.map(lambda leaf: leaf[0], microbatches)
-    metrics = jax.eval_shape(lambda: run(trainable, first, state)[0].metrics)
-    start = _Sums(tree.zeros_like(tree.widened(trainable)), empty_like(metrics))
+    metrics = jax.eval_shape(lambda: run(trainable, first, state, key)[0].metrics)
+    zeros = tree.zeros_like(tree.widened(trainable))
+    several = jax.eval_shape(lambda: objectives(run(trainable, first, state, key)[0].loss))
+    start = _Sums([zeros for _ in several], empty_like(metrics))
     (sums, collections), _ = jax.lax.scan(
         add, (start, state.collections), (entries, counts), unroll=unroll
     )
@@ -175,10 +238,8 @@ def _unless_empty(new: Any, old: Any, rows: Rows) -> Any:
     return new if rows.real is None else tree.where(jnp.any(rows.real), new, old)
 
 
-def _share(loss: Terms, totals: list[Array]) -> Array:
-    """Returns what one microbatch adds to the loss of the whole batch."""
-    shares = [
-        jnp.where(total == 0, 0, term.sum / jnp.where(total == 0, 1, total))
-        for term, total in zip(loss.terms, totals, strict=True)
-    ]
-    return functools.reduce(jnp.add, shares)
+def _rescaled(loss: Terms, totals: list[Array]) -> Terms:
+    """Returns the part of the whole batch's loss that one microbatch is: sums over totals."""
+    return Terms(
+        tuple(Mean(term.sum, total) for term, total in zip(loss.terms, totals, strict=True))
+    )

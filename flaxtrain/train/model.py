@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +19,15 @@ from flax.errors import (
 )
 
 from flaxtrain.errors import ModelError
+from flaxtrain.train.casting import AS_WRITTEN, Casts
 from flaxtrain.train.flags import TRAIN_FLAGS
 from flaxtrain.train.frozen_calls import AS_THEY_COME, Calls
 from flaxtrain.train.frozen_modules import NOTHING_FROZEN, FrozenModules
+from flaxtrain.train.keys import stream_key
 from flaxtrain.train.row_mask import row_mask
 from flaxtrain.typing import Array, Collections, Key, Params
 
-__all__ = ["BoundModel", "call_arguments", "fold_key"]
+__all__ = ["BoundModel", "call_arguments"]
 
 
 def call_arguments(module: nn.Module, method: str = "__call__") -> tuple[str, ...]:
@@ -53,19 +54,6 @@ def _signature(module: nn.Module, method: str) -> inspect.Signature:
     return inspect.signature(function)
 
 
-def fold_key(root: Key, stream: str, step: Any, index: int = 0) -> Key:
-    """Derives the key of one rng stream at one step: a pure function, nothing is carried.
-
-    Args:
-        root: the run's key.
-        stream: the stream's name, such as `"dropout"`.
-        step: number of updates made so far, an int or an int32 scalar.
-        index: number of the model call within the step.
-    """
-    key = jax.random.fold_in(root, zlib.crc32(stream.encode()))
-    return jax.random.fold_in(jax.random.fold_in(key, step), index)
-
-
 class BoundModel:
     """A Linen module bound to its variables, rngs, train flag and row mask.
 
@@ -76,15 +64,15 @@ class BoundModel:
         module: the Linen module.
         params: its whole tree of parameters.
         collections: its mutable collections.
-        rng: root key; None when nothing random may be drawn.
+        rng: key of the step or the microbatch; None when nothing random may be drawn.
         streams: names of the rng streams that the module draws from.
-        step: number of updates made so far.
         train: whether this is training.
         mask: bool `[rows]`, the rows that count; None when all do.
         weight: float `[rows]`, the weight of each row; None when all are 1.
         sown: collections that the module sows afresh in each call.
         frozen: the frozen modules, which run as in evaluation.
         evaluation_error: why not all variables of evaluation were made; None where they were.
+        casts: the dtypes in which the model runs.
 
     Attributes:
         mask: see above. Give it to every `Mean` of your own: `Mean.of(values, model.mask)`.
@@ -103,22 +91,23 @@ class BoundModel:
         *,
         rng: Key | None = None,
         streams: tuple[str, ...] = (),
-        step: Any = 0,
         train: bool = False,
         mask: Array | None = None,
         weight: Array | None = None,
         sown: tuple[str, ...] = (),
         frozen: FrozenModules = NOTHING_FROZEN,
         evaluation_error: str | None = None,
+        casts: Casts = AS_WRITTEN,
     ) -> None:
         self.module, self.params = module, params
         self.collections: dict[str, Any] = dict(collections or {})
         self._train, self.mask, self.weight = train, mask, weight
         self.sown: dict[str, Any] = {}
         self.frozen_calls: Calls = AS_THEY_COME
-        self._rng, self._streams, self._step = rng, streams, step
+        self._rng, self._streams = rng, streams
         self._sown_names, self._frozen = sown, frozen if train else NOTHING_FROZEN
         self._calls, self._evaluation_error = 0, evaluation_error
+        self._casts = casts
 
     @property
     def train(self) -> bool:
@@ -137,16 +126,18 @@ class BoundModel:
         index, self._calls = self._calls, self._calls + 1
         mutable = [*(self.collections if self.train else ()), *self._sown_names]
         rngs = self.rngs(index) if self.train else {}
+        args, kwargs = self._casts.inputs((args, kwargs))
         with (
+            self._casts.applied(rngs) as cast_rngs,
             self._frozen.applied(rngs) as frozen_rngs,
             self.frozen_calls.applied(self._frozen, rngs) as call_rngs,
             row_mask(self.mask, rngs) as extra_rngs,
             _explained(self.module, self.train, self._evaluation_error),
         ):
             output = self.module.apply(
-                {"params": self.params, **self.collections},
+                {"params": self._casts.params(self.params), **self.collections},
                 *args,
-                rngs={**rngs, **frozen_rngs, **call_rngs, **extra_rngs},
+                rngs={**rngs, **cast_rngs, **frozen_rngs, **call_rngs, **extra_rngs},
                 mutable=mutable or False,
                 method=method,
                 **kwargs,
@@ -154,18 +145,20 @@ class BoundModel:
         if mutable:
             output, changed = output
             self.sown = {
-                name: changed.pop(name) for name in self._sown_names if name in changed
+                name: self._casts.outputs(changed.pop(name))
+                for name in self._sown_names
+                if name in changed
             }
             stored = {name: self.collections[name] for name in changed}
             changed = jax.tree.map(_as_stored, dict(changed), stored)
             self.collections |= self._frozen.held(changed, self.collections)
-        return output
+        return self._casts.outputs(output)
 
     def rngs(self, index: int = 0) -> dict[str, Key]:
         """Returns the keys of all streams for the call number `index` of this step."""
         if self._rng is None:
             return {}
-        return {name: fold_key(self._rng, name, self._step, index) for name in self._streams}
+        return {name: stream_key(self._rng, name, index) for name in self._streams}
 
     def rng(self, stream: str) -> Key:
         """Returns a key for the loss function itself, such as for data augmentation.
@@ -179,7 +172,7 @@ class BoundModel:
                 where="model.rng",
                 fix="ask only when model.train is true",
             )
-        return fold_key(self._rng, f"loss/{stream}", self._step)
+        return stream_key(self._rng, f"loss/{stream}")
 
 
 def with_train_flag(

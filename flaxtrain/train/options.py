@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from flaxtrain.checks import check_integer
-from flaxtrain.errors import ArgumentTypeError, BatchError
-from flaxtrain.precision import UNSCALED, LossScale, NoScale
+from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.params import selector
+from flaxtrain.precision import UNSCALED, DynamicScale, LossScale, NoScale, Policy, Precision
 
 __all__ = ["StepOptions"]
 
@@ -16,26 +16,38 @@ class StepOptions:
     """How a training step is made.
 
     Args:
-        accumulate: number of microbatches, at least 1, that a batch is split into: consecutive
-            rows, of whose activations one part is in memory. The gradient is that of the batch.
-            BatchNorm's statistics and dropout's keys are those of a microbatch.
-        loss_scale: what the loss is multiplied by while it is differentiated.
+        loss_scale: what the loss is multiplied by while it is differentiated; None, the
+            default, is `DynamicScale()` where the precision has float16, else nothing.
+        precision: the dtypes of the model: a policy such as `"bf16"`, or a `Precision`.
+
+    Attributes:
+        notes: what was decided without being asked for, as sentences.
 
     Raises:
-        ArgumentError: `accumulate` is less than 1.
         ArgumentTypeError: an argument has the wrong type.
+        FlaxtrainError: the policy, or a selector in it, can't be read.
 
     Example:
-        >>> StepOptions(accumulate=4)
-        StepOptions(accumulate=4, loss_scale=NoScale())
+        >>> import flaxtrain as ft
+        >>> StepOptions(ft.FixedScale(1024.0), "bf16").precision
+        Precision('p=f32,c=bf16,o=f32')
     """
 
-    accumulate: int = 1
-    loss_scale: LossScale = UNSCALED
+    loss_scale: LossScale | None = None
+    precision: str | Policy | Precision = "f32"
+    notes: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        check_integer("accumulate", self.accumulate, minimum=1, where="Trainer")
-        object.__setattr__(self, "accumulate", int(self.accumulate))
+        precision = Precision.of(self.precision)
+        for choice, _ in precision.rules:
+            selector(choice, where=f"Precision(overrides={{{choice!r}: ...}})")
+        object.__setattr__(self, "precision", precision)
+        if self.loss_scale is None:
+            default = DynamicScale() if precision.needs_loss_scale else UNSCALED
+            object.__setattr__(self, "loss_scale", default)
+            if precision.needs_loss_scale:
+                note = f"loss_scale= was not given, and float16 needs one: {default!r}"
+                object.__setattr__(self, "notes", (note,))
         if isinstance(self.loss_scale, type) or not isinstance(self.loss_scale, LossScale):
             raise ArgumentTypeError(
                 f"loss_scale={self.loss_scale!r} is a {type(self.loss_scale).__name__}, not a "
@@ -44,34 +56,15 @@ class StepOptions:
                 fix="pass ft.NoScale(), ft.FixedScale(2.0**15) or ft.DynamicScale()",
             )
 
-    def describe(self, rows: int) -> str:
+    def describe(self) -> str:
         """Returns what differs from a plain step, as text; empty where nothing does.
 
-        Args:
-            rows: of a batch.
-
         Example:
-            >>> StepOptions(accumulate=4).describe(32)
-            '4 microbatches of 8 rows each'
+            >>> import flaxtrain as ft
+            >>> StepOptions(ft.FixedScale(2.0)).describe()
+            'loss scale FixedScale(value=2.0)'
         """
         parts = []
-        if self.accumulate > 1:
-            parts.append(
-                f"{self.accumulate} microbatches of {rows // self.accumulate} rows each"
-            )
         if not isinstance(self.loss_scale, NoScale):
             parts.append(f"loss scale {self.loss_scale!r}")
         return "; ".join(parts)
-
-    def check_rows(self, rows: int) -> None:
-        """Refuses a number of rows that doesn't divide into microbatches.
-
-        Raises:
-            BatchError: it does not.
-        """
-        if rows % self.accumulate:
-            raise BatchError(
-                f"batches of {rows} rows do not divide into {self.accumulate} microbatches",
-                where=f"accumulate={self.accumulate}",
-                fix=f"choose a batch size that is a multiple of {self.accumulate}",
-            )

@@ -156,6 +156,12 @@ class Probe:
         return None
 
     @cached_property
+    def terms(self) -> int:
+        """The number of terms of the loss."""
+        params = self._found.variables.get("params", {})
+        return len(jax.eval_shape(self._train, params, self.example).loss.terms)
+
+    @cached_property
     def has_convolutions(self) -> bool:
         """Whether the loss function runs a convolution."""
         params = self._found.variables.get("params", {})

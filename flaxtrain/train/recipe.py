@@ -13,35 +13,37 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from flaxtrain.data.inputs import model_inputs, target
-from flaxtrain.durations import Horizon
-from flaxtrain.errors import EmptyDatasetError, FlaxtrainError
+from flaxtrain.errors import FlaxtrainError
 from flaxtrain.optim import GradientTransformation
 from flaxtrain.params import Adapters, Facts, LoRA, ParamFact, join_adapters
 from flaxtrain.params.low_rank import LORA
+from flaxtrain.precision import Rounding, rounding_rule
 from flaxtrain.spec import (
     Assignment,
     OptSpec,
     Phase,
-    assign,
     carried,
-    check_carries,
     transformation,
 )
+from flaxtrain.train.accumulation import Accumulation, OneBatch, SeveralBatches
+from flaxtrain.train.averages import Average, begin_average
 from flaxtrain.train.cached_loss import CachedLoss
+from flaxtrain.train.casting import Casts
 from flaxtrain.train.contract import LossFn
 from flaxtrain.train.frozen_calls import FrozenFeatures
 from flaxtrain.train.frozen_modules import FrozenModules, frozen_modules
-from flaxtrain.train.model import BoundModel, call_arguments
+from flaxtrain.train.keys import step_key
+from flaxtrain.train.model import BoundModel
 from flaxtrain.train.options import StepOptions
 from flaxtrain.train.probe import Probe
+from flaxtrain.train.spike_window import spike_rule
 from flaxtrain.train.state import TrainState
-from flaxtrain.train.supervised import SupervisedLoss, check_loss, infer_loss
+from flaxtrain.train.supervised import SupervisedLoss
 from flaxtrain.train.with_collection import CollectionLoss
-from flaxtrain.tree import Path, split
+from flaxtrain.tree import Path, flatten, split, unflatten
 from flaxtrain.typing import Batch, Collections, Key, Params
 
-__all__ = ["Recipe", "make_recipe"]
+__all__ = ["Recipe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,7 @@ class Recipe:
         probe: makes the variables.
         output: shape and dtype of the model's output where the loss is supervised, else None.
         options: how a training step is made.
+        casts: the dtypes in which parameters are stored and the model runs.
     """
 
     module: nn.Module
@@ -88,6 +91,7 @@ class Recipe:
     probe: Probe
     output: Any
     options: StepOptions
+    casts: Casts
     _by_phase: dict[int, Recipe] = field(default_factory=dict, repr=False)
     _with_features: dict[Any, Recipe] = field(default_factory=dict, repr=False)
 
@@ -97,7 +101,7 @@ class Recipe:
         known = self._by_phase
         known.setdefault(self.phase.index, self)
         if phase.index not in known:
-            known[phase.index] = replace(self, **_of_phase(self.assignment, phase, self.facts))
+            known[phase.index] = replace(self, **of_phase(self.assignment, phase, self.facts))
         return known[phase.index]
 
     def with_features(self, features: FrozenFeatures) -> Recipe:
@@ -114,10 +118,40 @@ class Recipe:
         Slots of parameters that were trained before, or kept theirs, go on; those of parameters
         that thaw are fresh.
         """
-        fresh = self.tx.init(split(state.params, self.phase.with_slots)[0])
-        return state.replace(
-            opt_state=carried(fresh, state.opt_state), tx=self.tx, trainable=self.trainable
+        state = self._rounding(state)
+        fresh = self._slots(state.params, state.rounding_carry)
+        return self._accumulating(
+            state.replace(
+                opt_state=carried(fresh, state.opt_state), tx=self.tx, trainable=self.trainable
+            )
         )
+
+    def _rounding(self, state: TrainState) -> TrainState:
+        """Returns a state with what rounding keeps: as it was, or fresh where it thaws."""
+        trained = self._trained(state.params)
+        fresh, old = (
+            flatten(self.rounding.init(trained, trained)),
+            flatten(state.rounding_carry),
+        )
+        carry = {path: old.get(path, leaf) for path, leaf in fresh.items()}
+        return state.replace(rounding_carry=unflatten(carry))
+
+    def _slots(self, params: Params, carry: Params) -> Any:
+        """Returns the optimizer's state before the first update of the phase."""
+        return self.tx.init(self.rounding.exact(split(params, self.phase.with_slots)[0], carry))
+
+    def _trained(self, params: Params) -> Params:
+        return params if self.trainable is None else split(params, self.trainable)[0]
+
+    @property
+    def rounding(self) -> Rounding:
+        """How updates are added to parameters of 16 bits."""
+        return rounding_rule(self.casts.precision.update)
+
+    def _accumulating(self, state: TrainState) -> TrainState:
+        """Returns a state in which no update has been begun."""
+        sums = self.accumulation.init(state.split_params()[0], lambda: self.probe.terms)
+        return state.replace(accumulated=sums)
 
     @property
     def supervised(self) -> SupervisedLoss | None:
@@ -148,6 +182,14 @@ class Recipe:
             seed: an integer or a typed key; the parameters equal those of
                 `module.init(key, ...)`.
         """
+        return self.state(*self.initial(seed))
+
+    def initial(self, seed: int | Key = 0) -> tuple[Params, dict[str, Any], Key]:
+        """Returns what `state` takes: parameters as they are made, collections, and the key.
+
+        Args:
+            seed: as for `init`.
+        """
         key = jax.random.key(seed) if isinstance(seed, int) else seed
         variables = _initial(self, key)
         params = variables.pop("params", {})
@@ -155,11 +197,17 @@ class Recipe:
             # A key of its own: the model starts as it would without adapters.
             own = jax.random.fold_in(key, zlib.crc32(LORA.encode()))
             params = join_adapters(params, self.adapters.init(own))
-        return self.state(params, variables, key)
+        return params, variables, key
 
     def effective(self, params: Params) -> Params:
         """Returns the params that the model is applied to: adapters are merged in."""
         return params if self.adapters is None else self.adapters.lora.merge(params)
+
+    @cached_property
+    def accumulation(self) -> Accumulation:
+        """What becomes of the gradients of batches: an update each, or of several one."""
+        count = self.spec.accumulation.count
+        return OneBatch() if count == 1 else SeveralBatches(count)
 
     @cached_property
     def unroll(self) -> bool:
@@ -177,36 +225,69 @@ class Recipe:
         return _AdaptedApply(self.module, self.adapters.lora)
 
     def state(self, params: Params, collections: Collections, rng: Key) -> TrainState:
-        """Returns the state before the phase's first step, from parameters and collections."""
+        """Returns the state before the phase's first step, from parameters and collections.
+
+        Args:
+            params: the parameters, as precise as they are known.
+            collections: the collections.
+            rng: the run's typed key.
+        """
+        stored = self.casts.stored(params)
+        carry = self.rounding.init(self._trained(params), self._trained(stored))
         state = TrainState.create(
             apply_fn=self._apply_fn,
-            params=params,
+            params=stored,
             tx=self.tx,
             collections=collections,
             rng=rng,
             trainable=self.trainable,
             # A copy: the step is given the state to keep.
             loss_scale=jax.tree.map(jnp.copy, self.options.loss_scale),
+            ema=self.begin_average(params, collections),
+            spikes=spike_rule(self.spec.spikes),
+            rounding=self.rounding,
+            rounding_carry=carry,
         )
+        state = self._accumulating(state)
         if self.phase.with_slots == self.phase.trained.keys():
             return state
-        return state.replace(opt_state=self.tx.init(split(params, self.phase.with_slots)[0]))
+        return state.replace(opt_state=self._slots(stored, carry))
+
+    def begin_average(self, params: Params, collections: Collections) -> Average:
+        """Returns the average of all weights that the run ever trains, beginning here."""
+        phases = self.assignment.phases
+        averaged = frozenset[Path]().union(*(phase.trained for phase in phases))
+        return begin_average(self.spec.ema, params, collections, averaged)
 
     def bind(
-        self, state: TrainState, params: Params, *, train: bool, **rows: Any
+        self,
+        state: TrainState,
+        params: Params,
+        *,
+        train: bool,
+        key: Key | None = None,
+        **rows: Any,
     ) -> BoundModel:
-        """Returns the model bound to `params` and to the rest of `state`."""
+        """Returns the model bound to `params` and to the rest of `state`.
+
+        Args:
+            state: collections, and the step.
+            params: the whole tree of parameters.
+            train: whether this is training.
+            key: of the microbatch; default that of the step.
+            **rows: which rows count, as `BoundModel` takes them.
+        """
         return BoundModel(
             self.module,
             self.effective(params),
             state.collections,
-            rng=state.rng,
+            rng=step_key(state.rng, state.step) if key is None else key,
             streams=self.streams,
-            step=state.step,
             train=train,
             sown=self.sown,
             frozen=self.frozen,
             evaluation_error=self.probe.evaluation_error,
+            casts=self.casts,
             **rows,
         )
 
@@ -234,81 +315,7 @@ def _initial(recipe: Recipe, key: Key) -> dict[str, Any]:
     return meta.unbox(recipe.probe.run_init(key).variables)
 
 
-def make_recipe(
-    module: nn.Module,
-    spec: OptSpec,
-    batch: Batch,
-    *,
-    loss: LossFn | str | None = None,
-    metrics: Any = None,
-    horizon: Horizon | None = None,
-    adapters: LoRA | None = None,
-    options: StepOptions | None = None,
-) -> Recipe:
-    """Finds out all that is fixed before a run, by abstract evaluation: nothing is computed.
-
-    Args:
-        module: the Linen module.
-        spec: what the optimizer does.
-        batch: one batch, of arrays or `jax.ShapeDtypeStruct`.
-        loss: a loss function, the name of a supervised loss, or None to infer one.
-        metrics: a `clu.metrics.Collection` class, or None.
-        horizon: length of the run, against which relative durations are resolved.
-        adapters: which kernels get a trained low-rank matrix beside them; the rest is frozen.
-        options: how a training step is made; default `StepOptions()`.
-
-    Raises:
-        LossError: no loss can be inferred, or it breaks the contract.
-        ArgumentTypeError: `loss` is not of these kinds.
-        ModelError: the module can't be run as it is.
-        BatchError: the batch does not divide into microbatches.
-
-    Example:
-        >>> import numpy as np
-        >>> from flaxtrain import OptSpec
-        >>> batch = {"x": np.ones((8, 3), "float32"), "label": np.zeros(8, "int32")}
-        >>> recipe = make_recipe(nn.Dense(2), OptSpec("sgd", learning_rate=0.1), batch)
-        >>> recipe.loss_fn.name
-        'softmax_cross_entropy_with_integer_labels'
-        >>> state = recipe.init(seed=0)
-        >>> state.params["kernel"].shape
-        (3, 2)
-    """
-    if not jax.tree.leaves(batch):
-        raise EmptyDatasetError("the batch holds no array", where="make_recipe(batch=...)")
-    options = StepOptions() if options is None else options
-    example = jax.tree.map(_shape_of, batch)
-    options.check_rows(jax.tree.leaves(example)[0].shape[0])
-    loss_fn, output = _resolve_loss(module, loss, example)
-    if metrics is not None:
-        loss_fn = CollectionLoss(loss_fn, metrics)
-    probe = Probe(module, loss_fn, example)
-    facts = probe.facts()
-    bound = None if adapters is None else adapters.bind(facts, probe.initialise)
-    if bound is not None:
-        facts = bound.facts
-    still = frozenset() if bound is None else frozenset(facts) - bound.trainable
-    assignment = assign(spec, facts, horizon, still=still)
-    check_carries(assignment)
-    return Recipe(
-        module=module,
-        loss_fn=loss_fn,
-        spec=assignment.spec,
-        assignment=assignment,
-        facts=facts,
-        adapters=bound,
-        **_of_phase(assignment, assignment.phases[0], facts),
-        streams=tuple(sorted({"dropout", *facts.rng_streams} - {"params"})),
-        sown=probe.sown,
-        padding_problem=probe.padding_problem(),
-        example=example,
-        probe=probe,
-        output=output,
-        options=options,
-    )
-
-
-def _of_phase(assignment: Assignment, phase: Phase, facts: Facts) -> dict[str, Any]:
+def of_phase(assignment: Assignment, phase: Phase, facts: Facts) -> dict[str, Any]:
     """Returns the fields of a recipe that differ between phases."""
     still = {path: (how.stats, how.mode) for path, how in phase.frozen.items()}
     everything = len(phase.trained) == len(facts)
@@ -318,27 +325,3 @@ def _of_phase(assignment: Assignment, phase: Phase, facts: Facts) -> dict[str, A
         "trainable": None if everything else frozenset(phase.trained),
         "frozen": frozen_modules(facts, still),
     }
-
-
-def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype as the compiled step will see them: 64 bits only under x64."""
-    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
-
-
-def _resolve_loss(
-    module: nn.Module, loss: LossFn | str | None, example: Batch
-) -> tuple[LossFn, Any]:
-    """Returns the loss function, and for a supervised loss what the model puts out."""
-    check_loss(loss)
-    if callable(loss):
-        return loss, None
-    arguments = call_arguments(module)
-    named = None if loss is None else SupervisedLoss(loss, arguments)
-    wanted = target(example)
-
-    def predict(model: Any, batch: Batch) -> Any:
-        args, kwargs = model_inputs(batch, arguments)
-        return model(*args, **kwargs)
-
-    prediction = Probe(module, predict, example).returned()
-    return named or infer_loss(prediction, wanted, arguments), prediction

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flaxtrain.spec import Assignment, OptState
+from flaxtrain.spec.clipping import clipped_gradient, clips_anything
 from flaxtrain.train.state import TrainState
 from flaxtrain.tree import Path, flatten, global_norm, split, widened
 from flaxtrain.typing import Array, Params, Updates
@@ -16,18 +17,31 @@ __all__ = []
 
 
 def step_values(
-    assignment: Assignment, grads: Updates, updates: Updates, params: Params, new: TrainState
+    assignment: Assignment,
+    grads: Updates,
+    updates: Updates,
+    old: TrainState,
+    new: TrainState,
+    grad_norm: Array,
 ) -> dict[str, Array]:
     """Returns the values of one accepted step by name, float scalars.
 
     Args:
         assignment: the groups.
-        grads: gradients of the trained parameters, before clipping, unless all are given.
+        grads: gradients of the trained parameters, before clipping.
         updates: what was added to the trained parameters.
-        params: those parameters, before the update.
+        old: the state before the update.
         new: the state after the update.
+        grad_norm: the norm of `grads`.
     """
+    params = old.split_params()[0]
     trees = {"update_norm": updates, "param_norm": params}
+    if _clips(assignment, old):
+        # What the update has just computed, too: the compiler does it once.
+        exact = old.rounding.exact(params, old.rounding_carry)
+        trees["clipped_grad_norm"] = clipped_gradient(
+            assignment, grads, exact, old.opt_state, grad_norm
+        )
     values = {name: global_norm(widened(tree)) for name, tree in trees.items()}
     for group, paths in _groups(assignment, params).items():
         for name, tree in {"grad_norm": grads, **trees}.items():
@@ -38,9 +52,15 @@ def step_values(
 def value_names(assignment: Assignment, state: TrainState) -> tuple[str, ...]:
     """Returns the names of what `step_values` returns."""
     groups = _groups(assignment, state.split_params()[0])
-    norms = ("grad_norm", "update_norm", "param_norm")
-    by_group = (f"{name}/{group}" for group in groups for name in norms)
-    return ("update_norm", "param_norm", *by_group, *_numbers(assignment, state))
+    clipped = ("clipped_grad_norm",) if _clips(assignment, state) else ()
+    norms = ("update_norm", "param_norm", *clipped)
+    by_group = (f"{name}/{group}" for group in groups for name in ("grad_norm", *norms))
+    return (*norms, *by_group, *_numbers(assignment, state))
+
+
+def _clips(assignment: Assignment, state: TrainState) -> bool:
+    """Whether there is a norm after clipping to tell."""
+    return clips_anything(assignment) and isinstance(state.opt_state, OptState)
 
 
 def _groups(assignment: Assignment, params: Params) -> dict[str, frozenset[Path]]:

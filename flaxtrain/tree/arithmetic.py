@@ -9,6 +9,8 @@ from flaxtrain.typing import Array, ArrayLike, PyTree
 
 __all__ = ["all_finite", "global_norm", "sum_of_squares", "widened"]
 
+_SMALL = 1024
+
 
 def global_norm(tree: PyTree) -> Array:
     """Returns the L2 norm over all leaves together, a scalar.
@@ -65,4 +67,8 @@ def all_finite(tree: PyTree) -> Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     if not leaves:
         return jnp.array(True)
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    # Small leaves together: on a TPU, each would be a launch of its own.
+    small = [jnp.ravel(leaf) for leaf in leaves if leaf.size <= _SMALL]
+    looked_at = [leaf for leaf in leaves if leaf.size > _SMALL]
+    looked_at += [jnp.concatenate(small)] if small else []
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in looked_at]))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict, FrozenConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 import flaxtrain as ft
 from flaxtrain import errors, schedules
@@ -52,6 +52,39 @@ def test_groups_and_freezes_of_a_config_are_data() -> None:
     spec = ft.spec_from_config(ConfigDict({"opt": opt}))
     assert spec.groups == (ft.Group("head", lr_mult=2.0),)
     assert spec.freeze == (ft.Freeze("body"), ft.Freeze("stem", until="2ep"))
+
+
+def test_averages_clips_and_precision_of_a_config_are_data() -> None:
+    opt = {
+        **OPT,
+        "ema": {"kind": "Ema", "decay": 0.99},
+        "clip": ({"kind": "ClipValue", "limit": 2.0},),
+        "accumulate": {"kind": "AccumulateBatches", "count": 2},
+    }
+    spec = ft.spec_from_config(ConfigDict({"opt": opt}))
+    assert (spec.ema, spec.clip) == (ft.Ema(0.99), (ft.ClipValue(2.0),))
+    assert spec.accumulate == ft.AccumulateBatches(2)
+    trainer, _ = ft.trainer_from_config(config(precision="bf16"))
+    assert trainer.options.precision == ft.Precision("bf16")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (1024, ft.FixedScale(1024.0)),
+        ({"kind": "FixedScale", "value": 8.0}, ft.FixedScale(8.0)),
+        ({"kind": "NoScale"}, ft.NoScale()),
+        (
+            {"kind": "DynamicScale", "init": 64.0, "factor": 4.0},
+            ft.DynamicScale(64.0, factor=4.0),
+        ),
+        (placeholder(float), ft.DynamicScale()),
+    ],
+)
+def test_a_config_chooses_the_loss_scale(given: Any, expected: Any) -> None:
+    trainer, _ = ft.trainer_from_config(config(precision="f16", loss_scale=given))
+    assert repr(trainer.options.loss_scale) == repr(expected)
+    assert bool(trainer.options.notes) == isinstance(given, FieldReference)
 
 
 def test_a_config_says_where_weights_come_from_and_what_is_adapted() -> None:
@@ -142,7 +175,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
         """unknown config field 'log_evry'
   where: config.log_evry
   fix:   did you mean 'log_every'? Known: adapters, batch_size, data, epochs, eval_every, """
-        "init_from, log_every, model, opt, schedule, seed, steps, task",
+        "init_from, log_every, loss_scale, model, opt, precision, schedule, seed, steps, task",
     ),
     "misspelt argument of a source": (
         lambda: ft.trainer_from_config(config(init_from={"source": "x", "skp": ("a",)})),
@@ -191,9 +224,9 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
         errors.UnknownNameError,
         """unknown argument 'momentun'
   where: OptSpec('sgd')
-  fix:   did you mean 'momentum'? Known: accumulator_dtype, clip_norm, decay, """
-        "decay_to, freeze, groups, layer_decay, learning_rate, momentum, nesterov, nonfinite, "
-        "weight_decay",
+  fix:   did you mean 'momentum'? Known: accumulate, accumulator_dtype, clip, """
+        "clip_norm, decay, decay_to, ema, freeze, groups, layer_decay, learning_rate, "
+        "max_skips, momentum, nesterov, nonfinite, spikes, weight_decay",
     ),
     "schedule as text": (
         lambda: ft.spec_from_config(config(schedule="cosine_decay_schedule")),
@@ -216,6 +249,43 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
   where: config.schedule
   fix:   did you mean 'cosine_decay_schedule'? Known: """
         + ", ".join(sorted(schedules.FACTORIES)),
+    ),
+    "loss scale by a word": (
+        lambda: ft.trainer_from_config(config(loss_scale="dynamic")),
+        errors.ArgumentTypeError,
+        """config.loss_scale is a str, neither a number nor a dict
+  where: config.loss_scale
+  fix:   write loss_scale=1024.0, or loss_scale={'kind': 'DynamicScale', 'init': 1024.0}""",
+    ),
+    "loss scale without its kind": (
+        lambda: ft.trainer_from_config(config(loss_scale={"init": 4.0})),
+        errors.ArgumentError,
+        """kind is missing
+  where: config.loss_scale
+  fix:   write loss_scale={'kind': 'DynamicScale', 'init': 1024.0}""",
+    ),
+    "misspelt loss scale": (
+        lambda: ft.trainer_from_config(config(loss_scale={"kind": "DynamicScal"})),
+        errors.UnknownNameError,
+        """unknown kind 'DynamicScal'
+  where: config.loss_scale
+  fix:   did you mean 'DynamicScale'? Known: DynamicScale, FixedScale, NoScale""",
+    ),
+    "misspelt argument of a loss scale": (
+        lambda: ft.trainer_from_config(
+            config(loss_scale={"kind": "DynamicScale", "facto": 2.0})
+        ),
+        errors.UnknownNameError,
+        """unknown argument 'facto'
+  where: config.loss_scale: DynamicScale
+  fix:   did you mean 'factor'? Known: factor, growth_interval, init, max, min""",
+    ),
+    "loss scale without its value": (
+        lambda: ft.trainer_from_config(config(loss_scale={"kind": "FixedScale"})),
+        errors.ArgumentError,
+        """value is missing
+  where: config.loss_scale
+  fix:   write loss_scale=1024.0""",
     ),
     "schedule without a peak": (
         lambda: ft.spec_from_config(

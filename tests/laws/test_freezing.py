@@ -176,9 +176,30 @@ parameters, a state without parameters' shapes. The others are slow: each compil
 def test_the_training_step_keeps_frozen_parameters_and_held_statistics_bitwise(
     name: str,
 ) -> None:
+    assert_frozen(named_spec(name), ft.StepOptions())
+
+
+@pytest.mark.parametrize(
+    "accumulate", [2, ft.AccumulateBatches(2, microbatches=2)], ids=["rows", "batches"]
+)
+def test_so_does_a_step_with_averages_microbatches_and_a_loss_scale(accumulate: Any) -> None:
+    spec = named_spec("adamw").replace(ema=0.9, accumulate=accumulate)
+    start, end = assert_frozen(spec, ft.StepOptions(ft.DynamicScale(growth_interval=7)))
+    assert float(end.loss_scale.value) > float(start.loss_scale.value)
+    averaged = ft.eval_params(end)
+    # Never trained: no average, and the parameter itself is evaluated. Trained for a while: the
+    # average goes on towards what stays.
+    assert differing_leaves(*(of_layer(p, "always") for p in (averaged, start.params))) == []
+    assert of_layer(end.ema.params, "always") == {}
+    for path, leaf in of_layer(averaged, "dropped").items():
+        np.testing.assert_allclose(leaf, of_layer(end.params, "dropped")[path], atol=1e-2)
+
+
+def assert_frozen(spec: OptSpec, options: ft.StepOptions) -> tuple[Any, Any]:
+    """Trains through the beginning of the freezes; returns the first and the last state."""
     batch = jax.tree.map(lambda leaf: leaf[0], BATCHES)
-    recipe = ft.make_recipe(Model(), named_spec(name), batch)
-    later = recipe.at(BEFORE)
+    recipe = ft.make_recipe(Model(), spec, batch, options=options)
+    later, count = recipe.at(BEFORE), spec.accumulation.count
 
     @jax.jit
     def program(state: TrainState) -> tuple[TrainState, TrainState]:
@@ -193,12 +214,12 @@ def test_the_training_step_keeps_frozen_parameters_and_held_statistics_bitwise(
                 part,
             )[0]
 
-        middle = later.enter(steps(recipe, state, slice(BEFORE)))
-        return middle, steps(later, middle, slice(BEFORE, None))
+        middle = later.enter(steps(recipe, state, slice(BEFORE * count)))
+        return middle, steps(later, middle, slice(BEFORE * count, None))
 
     start = recipe.init(0)
     start, (middle, end) = jax.device_get((start, program(start)))
-    assert int(end.step) == BEFORE + AFTER, "no step was rejected"
+    assert int(end.step) == (BEFORE + AFTER) // count, "no step was rejected"
     for layer, since in {"always": start, "dropped": middle, "kept": middle}.items():
         for field in ("params", "collections"):
             before, after = (of_layer(getattr(s, field), layer) for s in (since, end))
@@ -211,3 +232,4 @@ def test_the_training_step_keeps_frozen_parameters_and_held_statistics_bitwise(
     assert slots_of(end, "always") == slots_of(end, "dropped") == {}
     assert differing_leaves(slots_of(end, "kept"), slots_of(middle, "kept")) == []
     assert bool(slots_of(end, "kept")) == bool(slots_of(start, "kept"))
+    return start, end

@@ -373,7 +373,7 @@ def test_microbatches_read_the_features_of_their_own_rows() -> None:
     kernels = []
     for cached in (False, True):
         run = ft.Trainer(
-            Head(), ft.OptSpec("sgd", 0.1, freeze=["pair/**"]), accumulate=2, verbose=False
+            Head(), ft.OptSpec("sgd", 0.1, freeze=["pair/**"], accumulate=2), verbose=False
         )
         run.fit(data(), epochs=1, cache_frozen=cached)
         assert run.state is not None

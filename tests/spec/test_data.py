@@ -71,7 +71,12 @@ def test_the_form_of_the_data() -> None:
         "decay": "kernels",
         "decay_to": "zero",
         "clip_norm": 1.0,
+        "clip": [],
         "nonfinite": "raise",
+        "max_skips": 10,
+        "spikes": None,
+        "accumulate": 1,
+        "ema": None,
         "layer_decay": None,
         "groups": [],
         "freeze": [],
@@ -145,9 +150,9 @@ def test_a_foreign_object_is_refused_by_name() -> None:
             UnknownNameError,
             "unknown field 'learning_rat'\n"
             "  where: OptSpec.from_dict\n"
-            "  fix:   did you mean 'learning_rate'? Known: clip_norm, decay, decay_to, freeze, "
-            "groups, hyperparameters, layer_decay, learning_rate, nonfinite, optimizer, "
-            "weight_decay",
+            "  fix:   did you mean 'learning_rate'? Known: accumulate, clip, clip_norm, "
+            "decay, decay_to, ema, freeze, groups, hyperparameters, layer_decay, "
+            "learning_rate, max_skips, nonfinite, optimizer, spikes, weight_decay",
         ),
         (
             lambda: OptSpec.from_dict({"learning_rate": 0.1}),

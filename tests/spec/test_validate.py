@@ -16,12 +16,12 @@ from flaxtrain.schedules import linear_schedule
 from flaxtrain.spec import OptSpec
 
 ADAMW = (
-    "b1, b2, clip_norm, decay, decay_to, eps, eps_root, freeze, groups, layer_decay, "
-    "learning_rate, mu_dtype, nesterov, nonfinite, weight_decay"
+    "accumulate, b1, b2, clip, clip_norm, decay, decay_to, ema, eps, eps_root, freeze, groups, "
+    "layer_decay, learning_rate, max_skips, mu_dtype, nesterov, nonfinite, spikes, weight_decay"
 )
 SGD = (
-    "accumulator_dtype, clip_norm, decay, decay_to, freeze, groups, layer_decay, "
-    "learning_rate, momentum, nesterov, nonfinite, weight_decay"
+    "accumulate, accumulator_dtype, clip, clip_norm, decay, decay_to, ema, freeze, groups, "
+    "layer_decay, learning_rate, max_skips, momentum, nesterov, nonfinite, spikes, weight_decay"
 )
 
 WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [

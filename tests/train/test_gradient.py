@@ -15,7 +15,7 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.errors import BatchError
 from flaxtrain.train import microbatch_key
-from flaxtrain.train.model import fold_key
+from flaxtrain.train.keys import step_key
 from tests.models import CNN, GPT, MLP
 from tests.train.test_padding_is_exact import numbers
 
@@ -35,9 +35,9 @@ def language() -> dict[str, np.ndarray]:
 
 
 def recipe_of(module: nn.Module, batch: Any, count: int, loss: Any = None) -> ft.Recipe:
-    spec = ft.OptSpec("sgd", learning_rate=1.0)  # the update is minus the gradient
-    options = ft.StepOptions(accumulate=count)
-    return ft.make_recipe(module, spec, batch, loss=loss, options=options)
+    # The update is minus the gradient.
+    spec = ft.OptSpec("sgd", learning_rate=1.0, accumulate=count)
+    return ft.make_recipe(module, spec, batch, loss=loss)
 
 
 def state_of(recipe: ft.Recipe) -> ft.TrainState:
@@ -140,7 +140,7 @@ def by_hand(recipe: ft.Recipe, batch: Any, count: int) -> tuple[Any, Any, float]
     total, stats, value = None, state.collections, 0.0
     for index in range(count):
         rows = slice(index * size, (index + 1) * size)
-        key = fold_key(microbatch_key(state.rng, index), "dropout", 0)
+        key = microbatch_key(step_key(state.rng, 0), index)
         (part, stats), grads = piece(
             state.params, stats, batch["x"][rows], batch["label"][rows], key
         )
@@ -245,9 +245,8 @@ def test_a_term_without_any_weight_adds_nothing_to_the_gradient() -> None:
 @pytest.mark.parametrize("tx", [optax.adam(0.1), ft.optim.adam(0.1)], ids=["optax", "ours"])
 def test_objects_get_gradients_in_the_dtype_of_16_bit_parameters(tx: Any) -> None:
     batch = classification((8,))
-    options = ft.StepOptions(accumulate=2)
     model = nn.Dense(3, param_dtype=jnp.bfloat16)
-    recipe = ft.make_recipe(model, ft.OptSpec(tx), batch, options=options)
+    recipe = ft.make_recipe(model, ft.OptSpec(tx, accumulate=2), batch)
     start = recipe.init(0)
     state, _ = jax.jit(ft.train_step, static_argnums=0)(recipe, start, batch)
     assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, start)

@@ -156,7 +156,8 @@ def test_what_is_tiny_in_float16_parameters_is_not_lost_when_the_scale_is_taken_
     def loss(model: Any, batch: Any) -> Any:
         return 1e-9 * model(batch["x"]).astype(jnp.float32)[:, 0] ** 2
 
-    options = ft.StepOptions(count, ft.FixedScale(2.0**30))
-    recipe = ft.make_recipe(model, ft.OptSpec("adam", 0.1), batch, loss=loss, options=options)
+    options = ft.StepOptions(ft.FixedScale(2.0**30))
+    spec = ft.OptSpec("adam", 0.1, accumulate=count)
+    recipe = ft.make_recipe(model, spec, batch, loss=loss, options=options)
     _, metrics = jax.jit(ft.train_step, static_argnums=0)(recipe, recipe.init(0), batch)
     assert 0 < float(metrics["grad_norm"].compute()) < 6e-8  # below float16's smallest number

@@ -13,7 +13,7 @@ import pytest
 import flaxtrain as ft
 from flaxtrain import errors
 from flaxtrain.train import BoundModel, call_arguments
-from flaxtrain.train.model import fold_key
+from flaxtrain.train.keys import step_key, stream_key
 
 X = jnp.ones((4, 3))
 STEP = jax.jit(ft.train_step, static_argnums=0)
@@ -88,9 +88,8 @@ class Noise(nn.Module):
 
 
 def noise(step: int = 0, *, calls: int = 1, stream: str = "dropout", seed: int = 0) -> Any:
-    model = BoundModel(
-        Noise(stream), {}, rng=jax.random.key(seed), streams=(stream,), step=step, train=True
-    )
+    key = step_key(jax.random.key(seed), step)
+    model = BoundModel(Noise(stream), {}, rng=key, streams=(stream,), train=True)
     return [np.asarray(model(X)) for _ in range(calls)][-1]
 
 
@@ -109,8 +108,38 @@ def test_the_bits_depend_on_seed_step_stream_and_call_and_on_nothing_else() -> N
 
 def test_a_key_is_the_same_for_a_python_and_a_traced_step() -> None:
     root = jax.random.key(0)
-    traced = jax.jit(lambda step: jax.random.key_data(fold_key(root, "dropout", step)))(5)
-    assert np.array_equal(traced, jax.random.key_data(fold_key(root, "dropout", 5)))
+    traced = jax.jit(lambda step: jax.random.key_data(step_key(root, step)))(5)
+    assert np.array_equal(traced, jax.random.key_data(step_key(root, 5)))
+
+
+class Streams(nn.Module):
+    """What two streams draw first, by one module."""
+
+    @nn.compact
+    def __call__(self) -> Any:
+        return [jax.random.key_data(self.make_rng(name)) for name in ("dropout", "noise")]
+
+
+@pytest.mark.parametrize("lift", [lambda module: module, nn.jit, nn.remat])
+def test_streams_and_calls_are_independent_within_every_lift(lift: Any) -> None:
+    """`nn.jit` takes the keys as they come: what flax would fold in later is lost there."""
+    key, streams = jax.random.key(0), ("dropout", "noise")
+    model = BoundModel(lift(Streams)(), {}, rng=key, streams=streams, train=True)
+    drawn = [tuple(np.asarray(bits).tolist()) for _ in range(3) for bits in model()]
+    assert len(set(drawn)) == 6
+
+
+def test_the_layers_of_a_scan_draw_for_themselves() -> None:
+    stack = nn.scan(Layer, variable_axes={}, split_rngs={"dropout": True}, length=3)
+    model = BoundModel(stack(), {}, rng=jax.random.key(0), streams=("dropout",), train=True)
+    _, drawn = model(jnp.zeros(()))
+    assert len(set(np.asarray(drawn).tolist())) == 3
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, carry: Any) -> Any:
+        return carry, jax.random.normal(self.make_rng("dropout"))
 
 
 class Custom(nn.Module):
@@ -136,9 +165,10 @@ def test_a_stream_of_any_name_is_found_and_changes_from_step_to_step() -> None:
 
 
 def test_the_loss_function_has_random_numbers_of_its_own_in_training_only() -> None:
-    model = BoundModel(nn.Dense(1), {}, rng=jax.random.key(0), step=2, train=True)
-    own = jax.random.key_data(model.rng("dropout"))
-    assert not np.array_equal(own, jax.random.key_data(fold_key(model._rng, "dropout", 2)))
+    key = jax.random.key(0)
+    model = BoundModel(nn.Dense(1), {}, rng=key, streams=("dropout",), train=True)
+    own = model.rng("dropout")
+    assert all(own != stream_key(key, "dropout", call) for call in range(3))
     evaluating = BoundModel(nn.Dense(1), {}, rng=jax.random.key(0))
     with pytest.raises(errors.ModelError, match="asked for in evaluation"):
         evaluating.rng("dropout")

@@ -6,23 +6,24 @@ from typing import Any
 
 import pytest
 
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, BatchError, FlaxtrainError
-from flaxtrain.precision import DynamicScale, NoScale
+from flaxtrain.errors import ArgumentTypeError, FlaxtrainError, UnknownNameError
+from flaxtrain.precision import DynamicScale, FixedScale, NoScale, Precision
 from flaxtrain.train import StepOptions
 
 
 def test_a_step_is_made_at_once_and_unscaled_by_default() -> None:
-    assert StepOptions() == StepOptions(accumulate=1, loss_scale=NoScale())
+    assert StepOptions() == StepOptions(loss_scale=NoScale())
 
 
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
-        ({"accumulate": 0}, ArgumentError, "accumulate=0"),
-        ({"accumulate": 2.0}, ArgumentTypeError, "accumulate=2.0"),
-        ({"accumulate": True}, ArgumentTypeError, "accumulate=True"),
         ({"loss_scale": 2.0}, ArgumentTypeError, "loss_scale=2.0 is a float"),
         ({"loss_scale": DynamicScale}, ArgumentTypeError, "not a loss scale"),
+        ({"precision": "bf61"}, UnknownNameError, "unknown precision 'bf61'"),
+        ({"precision": None}, ArgumentTypeError, "not a policy"),
+        ({"precision": Precision("f32", {"#bais": "c=f32"})}, UnknownNameError, "bais"),
+        ({"precision": Precision("f32", {3: "c=f32"})}, ArgumentTypeError, "3 is a int"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -32,7 +33,9 @@ def test_wrong_arguments_are_refused(
         StepOptions(**arguments)
 
 
-def test_rows_must_divide_into_microbatches() -> None:
-    StepOptions(accumulate=4).check_rows(32)
-    with pytest.raises(BatchError, match="30 rows do not divide into 4"):
-        StepOptions(accumulate=4).check_rows(30)
+def test_float16_has_a_dynamic_loss_scale_by_default_and_says_so() -> None:
+    for precision in ("f16", "p=f16", Precision("bf16", {"head": "c=f16"})):
+        options = StepOptions(precision=precision)
+        assert isinstance(options.loss_scale, DynamicScale) and len(options.notes) == 1
+    for options in (StepOptions(precision="bf16"), StepOptions(FixedScale(2.0), "f16")):
+        assert not isinstance(options.loss_scale, DynamicScale) and options.notes == ()

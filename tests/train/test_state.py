@@ -93,8 +93,8 @@ def test_what_is_static_is_no_leaf() -> None:
     state = created(ft.optim.sgd(0.1))
     leaves = jax.tree.leaves(state)
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-    # step, two parameters, the key and five counters; plain SGD has no state.
-    assert len(leaves) == 1 + 2 + 1 + 5
+    # step, two parameters, the key and six counters; plain SGD has no state.
+    assert len(leaves) == 1 + 2 + 1 + 6
 
 
 @pytest.mark.parametrize(

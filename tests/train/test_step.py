@@ -67,6 +67,7 @@ def test_a_good_step_changes_parameters_statistics_slots_and_counters(
         "batches": 1,
         "examples": 6,
         "skipped": 0,
+        "spikes": 0,
         "consecutive_skipped": 0,
         "halted": 0,
     }
@@ -74,6 +75,7 @@ def test_a_good_step_changes_parameters_statistics_slots_and_counters(
         "loss",
         "accuracy",
         "grad_norm",
+        "clipped_grad_norm",
         "update_norm",
         "param_norm",
         "learning_rate",

@@ -1,0 +1,108 @@
+"""Statistics of BatchNorm for the averaged weights, formed anew over batches of data."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Any
+
+import jax
+
+from flaxtrain.checks import check_integer
+from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.errors import DataError, NonFiniteError, StateError
+from flaxtrain.loop.evaluation import checked, for_evaluation, with_weights
+from flaxtrain.loop.window import IN_FLIGHT
+from flaxtrain.parallel import Compiled, compiled, place
+from flaxtrain.train import BatchStatistics, Recipe, TrainState, add_batch, no_batches
+from flaxtrain.tree import all_finite
+from flaxtrain.typing import Array, ArrayLike, Batch
+
+__all__ = ["statistics_program", "with_batch_stats"]
+
+WHERE = "recompute_batch_stats"
+
+
+def with_batch_stats(
+    recipe: Recipe,
+    program: Compiled,
+    state: TrainState,
+    stream: Stream,
+    count: int | None,
+) -> TrainState:
+    """Returns the state whose averaged weights have statistics of their own.
+
+    Evaluation with the averaged weights reads them. If training goes on, so does the average of
+    the statistics, from there.
+
+    Args:
+        recipe: what does not change in the run.
+        program: see `statistics_program`.
+        state: the training state. Its parameters and collections stay as they are.
+        stream: the data.
+        count: number of batches; None: one epoch.
+
+    Raises:
+        ArgumentError: `count` is less than 1.
+        StateError: there is no average (yet), or none with statistics.
+        DataError: there are fewer batches than `count`.
+        ModelError: the model has no BatchNorm.
+        NonFiniteError: a statistic is NaN or infinite.
+    """
+    if count is not None:
+        check_integer("n_batches", count, minimum=1, where=WHERE)
+    averaged = with_weights(state, "ema", where=WHERE)
+    if state.collections and not state.ema.collections:
+        raise StateError(
+            f"{state.ema.rule!r} is evaluated with the statistics of training, and has none",
+            where=WHERE,
+            fix="leave the call out, or pass OptSpec(ema=ft.Ema(...)) or ft.Swa(...)",
+        )
+    means = _means(recipe, program, for_evaluation(averaged), stream, count)
+    return state.replace(ema=state.ema.with_collections(means))
+
+
+def statistics_program(recipe: Recipe) -> Compiled:
+    """Returns the compiled function that adds a batch, and says whether all is finite."""
+
+    def add(
+        state: TrainState, found: BatchStatistics, batch: Batch, mask: ArrayLike | None
+    ) -> tuple[BatchStatistics, Array]:
+        found = add_batch(recipe, state, found, batch, mask)
+        return found, all_finite(found.means)
+
+    return compiled(add, donate=(1,))
+
+
+def _means(
+    recipe: Recipe, program: Compiled, state: TrainState, stream: Stream, count: int | None
+) -> dict[str, Any]:
+    def masked(batch: HostBatch) -> ArrayLike | None:
+        exact = recipe.padding_problem is None
+        return batch.mask if exact and stream.may_be_padded else None
+
+    first = stream.example()
+    found = no_batches(recipe, state, first.data, masked(first))
+    in_flight: deque[Any] = deque()
+    batches = itertools.islice(checked(recipe, stream.epoch(0), WHERE), count)
+    for batch in prefetch(batches, place):
+        if batch.count < stream.rows and recipe.padding_problem is not None:
+            raise recipe.padding_problem
+        found, finite = program(state, found, batch.data, masked(batch))
+        in_flight.append(finite)
+        if len(in_flight) > IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
+    seen = int(found.batches)
+    if count is not None and seen < count:
+        raise DataError(
+            f"there are {seen} batches, and {count} are asked for",
+            where=f"{WHERE}(n_batches={count})",
+            fix="pass a smaller n_batches, or None for all of them",
+        )
+    if not jax.device_get(in_flight[-1]):
+        raise NonFiniteError(
+            "a statistic became NaN or infinite",
+            where=WHERE,
+            fix="look for such values in the data; the state is as it was",
+        )
+    return found.means

@@ -1,0 +1,104 @@
+"""What debugging runs have in common: a trainer that is thrown away afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from flaxtrain.data import Stream
+from flaxtrain.durations import Horizon
+from flaxtrain.errors import DataError
+from flaxtrain.loop.hooks import check_period
+from flaxtrain.loop.length import check_length, check_repeats, used_up_by_one_pass
+from flaxtrain.loop.programs import Programs
+from flaxtrain.monitor import ConsoleWriter
+from flaxtrain.train import Recipe
+
+if TYPE_CHECKING:
+    from flaxtrain.loop.trainer import Trainer
+
+__all__ = ["FitCall", "MakeTwin", "Twin", "check_lasting", "say"]
+
+
+class FitCall(NamedTuple):
+    """The arguments of a call of `fit`."""
+
+    ds: Any
+    steps: int | None = None
+    epochs: int | None = None
+    eval_ds: Any = None
+    eval_every: int | str | None = None
+    batch_size: int | None = None
+    cache_frozen: bool = False
+
+    def check(self) -> None:
+        """Refuses lengths and periods that are none, before anything is taken from the data.
+
+        Raises:
+            ArgumentError: a length or a period is out of range, or there are two lengths.
+            ArgumentTypeError: one has the wrong type.
+            DataError: there are to be several epochs of an iterator.
+        """
+        check_length(self.steps, self.epochs)
+        check_repeats(self.ds, self.epochs)
+        if self.eval_every is not None:
+            check_period(self.eval_every, where="fit(eval_every=...)")
+
+
+class Twin(NamedTuple):
+    """A trainer with the arguments of another one, whose state it does not share.
+
+    Attributes:
+        trainer: the trainer.
+        build: from the stream and the length of a run to its recipe.
+        of_fitted: whether the other one has a state that its next `fit` goes on from.
+    """
+
+    trainer: Trainer
+    build: Callable[[Stream, Horizon], Recipe]
+    of_fitted: bool
+
+
+@runtime_checkable
+class MakeTwin(Protocol):
+    """Makes twins of a trainer."""
+
+    def __call__(
+        self,
+        *,
+        goes_on: bool = False,
+        recipe: Recipe | None = None,
+        programs: Callable[[int], Programs] = Programs,
+        **attributes: Any,
+    ) -> Twin:
+        """Returns a trainer that begins anew.
+
+        Args:
+            goes_on: whether it begins with a copy of the original's state, if there is one.
+            recipe: what it trains with; None: what its own arguments say.
+            programs: makes its compiled functions from `log_every`.
+            **attributes: attributes that differ from those of the original.
+        """
+        ...
+
+
+def check_lasting(ds: Any, *, where: str) -> None:
+    """Refuses a data set that is used up by looking at it.
+
+    Raises:
+        DataError: `ds` can be iterated once only.
+    """
+    if ds is not None and used_up_by_one_pass(ds):
+        raise DataError(
+            f"the {type(ds).__name__} can be iterated once only: its batches would be missing "
+            "in the run that follows",
+            where=where,
+            fix="pass arrays, a list of batches, or a function that returns a new iterator",
+        )
+
+
+def say(trainer: Trainer, *lines: str) -> None:
+    """Prints lines, unless the trainer is silent."""
+    if trainer.verbose:
+        for line in lines:
+            ConsoleWriter().write_line(line)

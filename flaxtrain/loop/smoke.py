@@ -1,0 +1,174 @@
+"""A rehearsal of a run: two steps of everything; trainer and workdir stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from flaxtrain.checkpoint import CHECKPOINTS, latest
+from flaxtrain.data import is_arrays
+from flaxtrain.durations import Horizon
+from flaxtrain.errors import DebugError
+from flaxtrain.loop.debugging import FitCall, MakeTwin, Twin, say
+from flaxtrain.loop.few_batches import few_batches
+from flaxtrain.loop.length import horizon_of
+from flaxtrain.loop.result import FitResult
+from flaxtrain.loop.resume import begin
+from flaxtrain.loop.scratch import scratch
+from flaxtrain.loop.streams import stream_in_order, training_stream
+from flaxtrain.spec import Phase
+from flaxtrain.text import counted
+from flaxtrain.train import Recipe, TrainState
+from flaxtrain.tree import Path as ParameterPath
+from flaxtrain.tree import named_leaves
+
+__all__ = ["hurried", "smoke"]
+
+_TWO = 2
+"""Steps of everything: the first one alone would not show what the first one leaves behind."""
+
+
+def smoke(make: MakeTwin, call: FitCall) -> FitResult:
+    """Runs two batches of each phase, two of evaluation, and writes and restores a checkpoint.
+
+    It always begins anew: going on from a state or a checkpoint is not tried.
+
+    Args:
+        make: makes twins of the trainer.
+        call: the arguments of `fit`.
+
+    Raises:
+        FlaxtrainError: what the run itself would have met.
+        DebugError: the checkpoint is restored to another state.
+    """
+    call.check()
+    twin = make()
+    trainer = twin.trainer
+    stream, _ = training_stream(call.ds, call.batch_size, trainer.seed)
+    epochs = 1 if call.steps is None and call.epochs is None else call.epochs
+    horizon = horizon_of(stream, call.steps, epochs)
+    whole = twin.build(stream, horizon)
+    recipe = hurried(whole, horizon)
+    each = _TWO * recipe.spec.accumulation.count
+    few, eval_ds = few_batches(stream), call.eval_ds
+    if eval_ds is not None:
+        size = call.batch_size if is_arrays(eval_ds) else None
+        eval_ds = few_batches(stream_in_order(eval_ds, size))
+    with scratch(trainer.workdir) as directory:
+        writes = trainer.workdir is not None
+        rehearsal = make(
+            recipe=recipe,
+            spec=recipe.spec,
+            log_every=each,
+            workdir=directory if writes else None,
+            hooks=tuple(
+                hook.elsewhere(directory / f"hook_{number}")
+                for number, hook in enumerate(trainer.hooks)
+            ),
+        ).trainer
+        result = rehearsal.fit(
+            few,
+            steps=each * len(recipe.assignment.phases),
+            eval_ds=eval_ds,
+            eval_every=each,
+            cache_frozen=call.cache_frozen,
+        )
+        saved = latest(directory / CHECKPOINTS) if writes else None
+        if saved is not None:
+            again = begin(recipe, few, trainer.seed, directory, None).state
+            _check_restored(result.state, again, saved)
+    say(trainer, *_summary(whole, recipe, result, each, saved), *_not_tried(twin))
+    return result
+
+
+def hurried(recipe: Recipe, horizon: Horizon) -> Recipe:
+    """Returns the recipe of a run with the same phases, each of them two updates long.
+
+    Args:
+        recipe: the recipe of any phase.
+        horizon: the length of the run; phases that begin after its end are left out.
+    """
+    assignment, total = recipe.assignment, horizon.total_steps
+    updates = None if total is None else total / recipe.spec.accumulation.count
+    reached = [p for p in assignment.phases if updates is None or p.start < updates]
+    starts = {phase.start: _TWO * place for place, phase in enumerate(reached)}
+    phases: list[Phase] = []
+    ages: dict[ParameterPath, int] = {}
+    for phase in reached:
+        ages |= _ages(phase, ages)
+        stop = None if phase is reached[-1] else starts[phase.start] + _TWO
+        trained = {
+            path: how._replace(
+                age=ages[path], thawed=None if how.thawed is None else starts[how.thawed]
+            )
+            for path, how in phase.trained.items()
+        }
+        phases.append(replace(phase, start=starts[phase.start], stop=stop, trained=trained))
+    # No phase of the new ones has this index: `at` makes the recipe of the first from scratch.
+    none = replace(phases[0], index=-1)
+    table = replace(assignment, phases=tuple(phases))
+    new = replace(recipe, assignment=table, phase=none, _by_phase={}, _with_features={})
+    return new.at(0)
+
+
+def _ages(phase: Phase, before: Mapping[ParameterPath, int]) -> dict[ParameterPath, int]:
+    """Returns how many updates the slots have seen when a hurried phase begins."""
+    return {
+        path: before[path] + _TWO if how.age and path in before else 0
+        for path, how in phase.trained.items()
+    }
+
+
+def _check_restored(state: TrainState, again: TrainState, path: Path) -> None:
+    pairs = zip(_bits(state.resumable()), _bits(again), strict=True)
+    for (name, one), (_, other) in pairs:
+        if one.dtype != other.dtype or one.tobytes() != other.tobytes():
+            raise DebugError(
+                f"{name} is not restored as it was saved",
+                where=f"fit(debug='smoke'), checkpoint {path.name}",
+                fix="look for arrays that the state holds and a file can't",
+            )
+
+
+def _bits(state: TrainState) -> list[tuple[str, np.ndarray]]:
+    plain = state.replace(rng=jax.random.key_data(state.rng))
+    return [(name, np.asarray(leaf)) for name, leaf in named_leaves(plain)]
+
+
+def _not_tried(twin: Twin) -> list[str]:
+    """Returns what the run would go on from, in words, if there is such a thing."""
+    workdir = twin.trainer.workdir
+    found = None if workdir is None else latest(workdir / CHECKPOINTS)
+    if not twin.of_fitted and found is None:
+        return []
+    source = "the trainer's state" if twin.of_fitted else f"{found}"
+    return [f"it began anew; going on from {source} was not tried"]
+
+
+def _summary(
+    whole: Recipe, recipe: Recipe, result: FitResult, each: int, saved: Path | None
+) -> list[str]:
+    """Returns what was done, as sentences."""
+    phases = len(recipe.assignment.phases)
+    where = f" in each of {phases} phases" if phases > 1 else ""
+    parts = [
+        f"{counted(each, 'batch', 'batches')} of training{where}",
+        counted(len(result.history.train), "log point"),
+    ]
+    if result.history.val:
+        parts.append(f"{counted(len(result.history.val), 'evaluation')} of 2 batches at most")
+    if saved is not None:
+        parts.append("a checkpoint, restored to the same state")
+    lines = [f"debug='smoke': {', '.join(parts)}; nothing of it is kept"]
+    later = len(whole.assignment.phases) - phases
+    if later:
+        lines.append(f"{counted(later, 'phase')} after the end of the run: not entered")
+    skipped = int(result.state.counters.skipped)
+    if skipped:
+        steps = counted(skipped, "step")
+        lines.append(f"rejected: {steps}, so the last phases may be missing")
+    return lines

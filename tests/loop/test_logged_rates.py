@@ -1,0 +1,68 @@
+"""The learning rate in the files of TensorBoard is the spec's, whatever a run goes through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import flaxtrain as ft
+from tests.models import MLP
+
+UPDATES = 12
+SCHEDULE = ft.schedules.warmup_cosine_decay_schedule(0.0, 0.1, 3, UPDATES)
+
+
+def data(batches: int, bad: tuple[int, ...] = ()) -> list[dict[str, np.ndarray]]:
+    """Returns batches, some of them NaN, as a list: their order is known."""
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(8, 4)).astype("float32") for _ in range(batches)]
+    return [
+        {"x": x * (np.nan if i in bad else 1), "label": (x[:, 0] > 0).astype("int32")}
+        for i, x in enumerate(rows)
+    ]
+
+
+def logged(workdir: Path) -> dict[int, float]:
+    files = EventAccumulator(str(workdir / "train"))
+    files.Reload()
+    return {event.step: event.value for event in files.Scalars("learning_rate")}
+
+
+def fit(workdir: Path, batches: Any, *lengths: int, **arguments: Any) -> dict[int, float]:
+    """Trains up to each length with a trainer of its own; returns the logged rates by step."""
+    spec = ft.OptSpec("adamw", SCHEDULE, nonfinite="skip", **arguments)
+    for length in lengths:
+        trainer = ft.Trainer(MLP(), spec, workdir=workdir, log_every=3, verbose=False)
+        trainer.fit(batches, steps=length)
+        assert trainer.state is not None
+    assert int(trainer.state.step) == UPDATES
+    return logged(workdir)
+
+
+def assert_of_the_spec(rates: dict[int, float], steps: list[int]) -> None:
+    assert list(rates) == steps
+    for step, rate in rates.items():
+        assert rate == pytest.approx(float(SCHEDULE(step - 1)), rel=1e-6)  # float32
+
+
+def test_of_a_run_with_several_batches_to_an_update(tmp_path: Path) -> None:
+    rates = fit(tmp_path, data(24), 24, accumulate=ft.AccumulateBatches(2))
+    assert_of_the_spec(rates, [1, 3, 4, 6, 7, 9, 10, 12])
+
+
+def test_of_a_run_with_microbatches(tmp_path: Path) -> None:
+    assert_of_the_spec(fit(tmp_path, data(12), 12, accumulate=4), [3, 6, 9, 12])
+
+
+def test_of_a_run_with_skipped_steps(tmp_path: Path) -> None:
+    # Batches 3 and 4 are bad, and so is the one of the third log point, which has no rate.
+    rates = fit(tmp_path, data(15, bad=(3, 4, 8)), 15)
+    assert_of_the_spec(rates, [3, 4, 9, 12])
+
+
+def test_of_a_run_that_was_continued(tmp_path: Path) -> None:
+    assert_of_the_spec(fit(tmp_path, data(12), 5, 12), [3, 5, 6, 9, 12])
