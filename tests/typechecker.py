@@ -75,7 +75,12 @@ def hints_of(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _shallow(hint: Any) -> Any:
-    """Returns a container of the package by its class alone; jax puts anything inside."""
+    """Returns a container of the package by its class alone; jax puts anything inside.
+
+    What a function returns that never does is not looked at.
+    """
+    if hint is typing.NoReturn:
+        return Any
     if isinstance(hint, type) and hint.__module__.startswith(_PACKAGE):
         return Annotated[object, IsInstance[hint]]
     return hint

@@ -341,7 +341,7 @@ def test_the_item_of_a_list_that_is_wrong_is_named() -> None:
         selector(["a", "#bais"], where="freeze=")
 
 
-def test_a_selector_combines_with_selectors_only() -> None:
+def test_a_selector_combines_with_selectors_only(unchecked_types: None) -> None:
     with pytest.raises(ArgumentTypeError, match="make one of it first"):
         selector("a") & "b"
 
