@@ -21,7 +21,7 @@ class Spikes(Declaration):
     """Rejects a step whose gradient norm, or loss, is far above the usual.
 
     With the values w of the last accepted batches, m = median(w) and the robust standard
-    deviation s = 1.4826 median(|w - m|), which for normally distributed values is the standard
+    deviation s = 1.4826 median(abs(w - m)), which for normally distributed values is the standard
     deviation, a batch of value v is rejected where `v - m > z s`. Where s is 0, because most
     values are equal, none is.
 

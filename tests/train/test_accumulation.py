@@ -123,7 +123,7 @@ def test_the_norm_that_is_judged_is_that_of_the_batch() -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-3)  # differences of large numbers
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_batch_statistics_and_dropout_are_those_of_microbatches(microbatches: int) -> None:
     batch = classification((8, 8, 1))
     with jax.enable_x64(True):

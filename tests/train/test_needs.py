@@ -85,7 +85,7 @@ def test_a_group_gets_its_part_of_gradient_and_function() -> None:
         assert float(asked.squares) <= (BAR * abs(float(asked.slope))) ** 2 * 100
 
 
-@pytest.mark.parametrize("update", ["master", "kahan"])
+@pytest.mark.parametrize("update", ["master", pytest.param("kahan", marks=pytest.mark.slow)])
 def test_exact_values_beside_stored_ones_have_the_loss_of_the_stored_ones(update: Any) -> None:
     options = ft.StepOptions(precision=ft.Precision("p=bf16,c=f32,o=f32", update=update))
     batch = digits_like()
