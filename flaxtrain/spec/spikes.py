@@ -21,9 +21,9 @@ class Spikes(Declaration):
     """Rejects a step whose gradient norm, or loss, is far above the usual.
 
     With the values w of the last accepted batches, m = median(w) and the robust standard
-    deviation s = 1.4826 median(abs(w - m)), which for normally distributed values is the standard
-    deviation, a batch of value v is rejected where `v - m > z s`. Where s is 0, because most
-    values are equal, none is.
+    deviation s = 1.4826 median(abs(w - m)), which for normally distributed values is the
+    standard deviation, a batch of value v is rejected where `v - m > z s`. Where s is 0,
+    because most values are equal, none is.
 
     A rejected step changes nothing, and its value does not enter the window. So values that
     stay high are rejected again and again, and `OptSpec(max_skips=)` ends the run.
