@@ -1,11 +1,11 @@
 """The loop: the trainer, its hooks, its result."""
 
 from flaxtrain.loop.bad_steps import diagnose
+from flaxtrain.loop.debug.check_report import CheckReport, Observation
+from flaxtrain.loop.debug.lr_curve import LearningRateCurve
 from flaxtrain.loop.hooks import Console, Evaluate, Hook, SaveEvery, TensorBoard
-from flaxtrain.loop.lr_curve import LearningRateCurve
 from flaxtrain.loop.plan import Plan
 from flaxtrain.loop.plan_parts import PlannedGroup, PlannedLayer, PlannedPhase
-from flaxtrain.loop.report import CheckReport, Observation
 from flaxtrain.loop.result import FitResult, History
 from flaxtrain.loop.run import Run
 from flaxtrain.loop.trainer import Trainer

@@ -13,9 +13,9 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import StateError
 from flaxtrain.loop.arguments import as_directory, check_arguments
 from flaxtrain.loop.batch_stats import with_batch_stats
-from flaxtrain.loop.debug_runs import debug_fit
-from flaxtrain.loop.debuggable import Debuggable
-from flaxtrain.loop.debugging import FitCall
+from flaxtrain.loop.debug.debuggable import Debuggable
+from flaxtrain.loop.debug.modes import debug_fit
+from flaxtrain.loop.debug.twin import FitCall
 from flaxtrain.loop.evaluation import evaluate, predict
 from flaxtrain.loop.evaluation_hook import evaluation_hooks
 from flaxtrain.loop.feature_cache import feature_cache

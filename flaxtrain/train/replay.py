@@ -3,7 +3,7 @@
 Every method of every module is intercepted. What `nn.scan`, `nn.while_loop` and `nn.jit`
 compile is run by Python instead, one operation after the other, so that calls are seen one by
 one and in order. What is traced all the same (the body of `nn.remat`, modules under
-`nn.vmap`) tells its values through `jax.debug.callback`.
+`nn.vmap`) tells its values through `jax.pure_callback`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from flaxtrain.params import Facts
 from flaxtrain.tree import Path, path_name
 
 __all__ = ["BadModule", "ModuleCalls"]
+
+_NOTED = jax.ShapeDtypeStruct((), np.bool_)
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,7 @@ class ModuleCalls:
     def watched(self, run: Callable[[], Any]) -> Any:
         """Runs a function, and notes the calls of modules in it; returns its result."""
         with jax.disable_jit(), nn.intercept_methods(self._intercept):
-            result = run()
-        jax.effects_barrier()
-        return result
+            return run()
 
     def breaks(self, facts: Facts | None = None) -> tuple[BadModule, ...]:
         """Returns where values stop being finite, in the order of execution.
@@ -182,7 +182,10 @@ class ModuleCalls:
         )
         given = _inexact((args, kwargs))
         if any(isinstance(array, Tracer) for array in (*arrays, *given)):
-            jax.debug.callback(note, given, arrays)
+            # Not `jax.debug.callback`: Flax's scan traces its body once more to see that what
+            # is broadcast depends on nothing in it, and takes any effect for such a thing. A
+            # callback without an effect runs only where it has a result.
+            jax.pure_callback(note, _NOTED, given, arrays, vmap_method="sequential")
         else:
             note(given, arrays)
         return result
@@ -196,7 +199,7 @@ class ModuleCalls:
         dtype: str,
         given: list[Any],
         result: list[Any],
-    ) -> None:
+    ) -> np.bool_:
         # By numpy: jax would compile each test for each shape.
         finite = all(np.isfinite(array).all() for array in map(np.asarray, given))
         arrays = [np.asarray(array) for array in result]
@@ -205,6 +208,7 @@ class ModuleCalls:
         self._events.append(
             _Event(number, path, class_name, method, dtype, finite, has_nan, has_inf)
         )
+        return np.True_
 
 
 def _kinds(event: _Event) -> tuple[tuple[str, bool], ...]:

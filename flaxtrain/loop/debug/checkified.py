@@ -16,7 +16,7 @@ import jax
 from jax.experimental import checkify
 
 from flaxtrain.errors import DebugError
-from flaxtrain.loop.debugging import FitCall, MakeTwin, say
+from flaxtrain.loop.debug.twin import FitCall, MakeTwin, say
 from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.window import TrainProgram

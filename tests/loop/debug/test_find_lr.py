@@ -15,8 +15,8 @@ import flaxtrain as ft
 from flaxtrain import optim
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError
-from flaxtrain.loop.find_lr import swept
-from flaxtrain.loop.lr_curve import LearningRateCurve
+from flaxtrain.loop.debug.find_lr import swept
+from flaxtrain.loop.debug.lr_curve import LearningRateCurve
 from tests.runs import refused
 
 RNG = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from flaxtrain.data import pad
-from flaxtrain.loop.examined import Examined, Program
-from flaxtrain.loop.report import Observation
+from flaxtrain.loop.debug.check_report import Observation
+from flaxtrain.loop.debug.check_subject import Examined, Program
 from flaxtrain.loop.row_check import column_of, exchanges, nearly_equal
 from flaxtrain.typing import HostTree
 

@@ -13,8 +13,8 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, DataError, UnknownNameError
-from flaxtrain.loop.scratch import scratch
-from flaxtrain.loop.smoke import hurried
+from flaxtrain.loop.debug.scratch import scratch
+from flaxtrain.loop.debug.smoke import hurried
 from flaxtrain.train import make_recipe
 from tests.runs import refused
 

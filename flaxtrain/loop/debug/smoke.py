@@ -13,12 +13,12 @@ from flaxtrain.checkpoint import CHECKPOINTS, latest
 from flaxtrain.data import is_arrays
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import DebugError
-from flaxtrain.loop.debugging import FitCall, MakeTwin, Twin, say
-from flaxtrain.loop.few_batches import few_batches
+from flaxtrain.loop.debug.few_batches import few_batches
+from flaxtrain.loop.debug.scratch import scratch
+from flaxtrain.loop.debug.twin import FitCall, MakeTwin, Twin, say
 from flaxtrain.loop.length import horizon_of
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import begin
-from flaxtrain.loop.scratch import scratch
 from flaxtrain.loop.streams import stream_in_order, training_stream
 from flaxtrain.spec import Phase
 from flaxtrain.text import counted

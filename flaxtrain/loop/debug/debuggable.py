@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
-from flaxtrain.loop.debugging import Twin
-from flaxtrain.loop.examination import examine
-from flaxtrain.loop.find_lr import find_learning_rate
-from flaxtrain.loop.lr_curve import LearningRateCurve
+from flaxtrain.loop.debug.check import examine
+from flaxtrain.loop.debug.check_report import CheckReport
+from flaxtrain.loop.debug.find_lr import find_learning_rate
+from flaxtrain.loop.debug.lr_curve import LearningRateCurve
+from flaxtrain.loop.debug.twin import Twin
 from flaxtrain.loop.programs import Programs
-from flaxtrain.loop.report import CheckReport
 from flaxtrain.train import Recipe, TrainState
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import jax
 
 from flaxtrain.data import batches
 from flaxtrain.errors import DebugError
-from flaxtrain.loop.debugging import FitCall, MakeTwin, say
-from flaxtrain.loop.few_batches import sample_of
+from flaxtrain.loop.debug.few_batches import sample_of
+from flaxtrain.loop.debug.twin import FitCall, MakeTwin, say
 from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.length import check_length
 from flaxtrain.loop.result import FitResult

@@ -17,11 +17,11 @@ from flaxtrain.data.inputs import example_weights, target
 from flaxtrain.data.stream import ArrayStream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import LossError
-from flaxtrain.loop.debugging import MakeTwin, check_lasting
-from flaxtrain.loop.examined import Examined, Gradients
-from flaxtrain.loop.examined_rows import evaluations, rows_in_training
-from flaxtrain.loop.few_batches import sample_of
-from flaxtrain.loop.report import CheckReport, Observation
+from flaxtrain.loop.debug.check_report import CheckReport, Observation
+from flaxtrain.loop.debug.check_rows import evaluations, rows_in_training
+from flaxtrain.loop.debug.check_subject import Examined, Gradients
+from flaxtrain.loop.debug.few_batches import sample_of
+from flaxtrain.loop.debug.twin import MakeTwin, check_lasting
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.streams import training_stream
 from flaxtrain.params import ParamFact

@@ -25,9 +25,9 @@ from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError
 from flaxtrain.loop.courses import course_of
-from flaxtrain.loop.debugging import MakeTwin, check_lasting
+from flaxtrain.loop.debug.lr_curve import LearningRateCurve, suggested
+from flaxtrain.loop.debug.twin import MakeTwin, check_lasting
 from flaxtrain.loop.evaluation import checked
-from flaxtrain.loop.lr_curve import LearningRateCurve, suggested
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.streams import training_stream
 from flaxtrain.loop.window import IN_FLIGHT

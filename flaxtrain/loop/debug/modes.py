@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from flaxtrain.checks import check_choice
-from flaxtrain.loop.checkified import checkified
-from flaxtrain.loop.debugging import FitCall, MakeTwin, check_lasting
-from flaxtrain.loop.overfit import overfit
+from flaxtrain.loop.debug.checkified import checkified
+from flaxtrain.loop.debug.overfit import overfit
+from flaxtrain.loop.debug.smoke import smoke
+from flaxtrain.loop.debug.twin import FitCall, MakeTwin, check_lasting
 from flaxtrain.loop.result import FitResult
-from flaxtrain.loop.smoke import smoke
 
 __all__ = ["DEBUG_RUNS", "debug_fit"]
 

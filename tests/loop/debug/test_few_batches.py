@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flaxtrain.data import as_stream
-from flaxtrain.loop.few_batches import few_batches, sample_of
+from flaxtrain.loop.debug.few_batches import few_batches, sample_of
 
 
 def test_of_arrays_the_ragged_batch_is_among_them() -> None:
