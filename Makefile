@@ -71,7 +71,7 @@ pytest: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest -m slow $(ARGS)
 
 parity: $(VENV)/installed-test
 	$(BIN)/python -m tests.parity.report

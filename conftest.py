@@ -6,6 +6,9 @@
 - A compilation cache that lives as long as the session: many tests train the same small models.
   The workers of pytest-xdist and the processes that tests start inherit it. Compilations are
   counted where functions are traced, which the cache does not change.
+- XLA spends little on optimizing: nearly all time goes into compiling programs that run for
+  milliseconds. What is compared with optax is compiled as a user's is (`AS_IT_COMES` in
+  tests/runs.py), and so is everything with `XLA_FLAGS=` set from outside, as `make slow` does.
 - A rank promotion is an error: `[batch] - [batch, 1]` is a bug that runs.
 - jaxtyping and beartype, where installed, check every annotation of flaxtrain on every call.
 
@@ -15,6 +18,7 @@ float64 is switched on by the tests that need it, with `jax.enable_x64(True)` as
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
@@ -30,6 +34,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 # To compile one addition takes 50 ms, and to load it 2 ms.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+_FLAGS = ["--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # Later versions have no second emitter of loops, and end the process at an unknown flag.
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
 import hypothesis
 import jax

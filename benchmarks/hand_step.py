@@ -20,6 +20,8 @@ import optax
 
 CLASSES, VOCABULARY = 10, 64
 PEAK, WARMUP, TOTAL, DECAY, CLIP = 3e-3, 4, 400, 1e-2, 0.1
+NORMS = 5
+"""Numbers that are formed at log points only."""
 
 
 class CNN(nn.Module):
@@ -84,13 +86,17 @@ def own_key(rng: jax.Array, step: jax.Array, part: jax.Array | None) -> jax.Arra
 
 
 class State(NamedTuple):
-    """What changes from step to step; `sums` are those of loss, accuracy and norms."""
+    """What changes from step to step; `sums` are those of loss, accuracy and norms.
+
+    `halted` is 1 once a step was bad; every later one is rejected.
+    """
 
     params: Any
     stats: Any
     opt_state: Any
     step: jax.Array
     skipped: jax.Array
+    halted: jax.Array
     sums: jax.Array
 
 
@@ -109,9 +115,10 @@ class HandStep:
         model: the model.
         count: number of microbatches.
         unroll: whether the loop over microbatches is written out.
-        guard: "none"; "skip" leaves everything as it was if loss, gradient or batch statistics
-            are not finite; "norms" also forms the norms of update and parameters every
-            `log_every` steps. Both by one `lax.switch`.
+        guard: "none"; "skip" leaves everything as it was, from the first step on in which loss,
+            gradient or batch statistics are not finite; "norms" also forms the norms of update,
+            parameters and clipped gradient, learning rate and weight decay every `log_every`
+            steps. Both by one `lax.switch`.
         clip: "chain" is `optax.clip_by_global_norm` in a chain, "factor" one factor for all,
             formed by hand from the norm that is logged.
         key: from rng, step and number of the microbatch to the key for dropout.
@@ -127,10 +134,14 @@ class HandStep:
     log_every: int = 50
 
     @functools.cached_property
+    def rate(self) -> optax.Schedule:
+        """The learning rate."""
+        return optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, TOTAL)
+
+    @functools.cached_property
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
-        rate = optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, TOTAL)
-        adamw = optax.adamw(rate, weight_decay=DECAY, mask=kernels_only)
+        adamw = optax.adamw(self.rate, weight_decay=DECAY, mask=kernels_only)
         if self.clip == "factor":
             return adamw
         return optax.chain(optax.clip_by_global_norm(CLIP), adamw)
@@ -140,8 +151,9 @@ class HandStep:
         stats = dict(variables)
         params = stats.pop("params")
         zero = jnp.zeros((), jnp.int32)
-        sums = jnp.zeros(5 if self.guard == "norms" else 3)
-        return State(params, stats, self.tx.init(params), zero, jnp.copy(zero), sums)
+        sums = jnp.zeros(3 + (NORMS if self.guard == "norms" else 0))
+        counts = zero, jnp.copy(zero), jnp.copy(zero)
+        return State(params, stats, self.tx.init(params), *counts, sums)
 
     def __call__(self, state: State, batch: Any, rng: jax.Array) -> State:
         """Makes one step; to be compiled with the state donated."""
@@ -149,8 +161,8 @@ class HandStep:
         norm = optax.global_norm(found.grads)
         if self.guard == "none":
             state, _ = self._update(False, (state, found, norm))
-            return self._add(state, [found.loss, found.accuracy, norm])
-        finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
+            return self._add(state, [found.loss, found.accuracy, norm], self._no_norms())
+        finite = (state.halted == 0) & jnp.isfinite(found.loss) & jnp.isfinite(norm)
         for leaf in jax.tree.leaves(found.stats):
             finite &= jnp.all(jnp.isfinite(leaf))
         branches = [self._reject, functools.partial(self._update, False)]
@@ -160,17 +172,18 @@ class HandStep:
             index = index * (1 + ((state.step + 1) % self.log_every == 0))
         state, norms = jax.lax.switch(index, branches, (state, found, norm))
         new = [jnp.where(finite, value, 0) for value in (found.loss, found.accuracy, norm)]
-        return self._add(state, [*new, *norms])
+        return self._add(state, new, norms)
 
-    def _add(self, state: State, new: list[jax.Array]) -> State:
-        return state._replace(sums=state.sums + jnp.stack(new))
+    def _add(self, state: State, new: list[jax.Array], norms: jax.Array) -> State:
+        return state._replace(sums=state.sums + jnp.concatenate([jnp.stack(new), norms]))
 
     def _reject(self, operands: Any) -> tuple[State, Any]:
         state = operands[0]
-        return state._replace(skipped=state.skipped + 1), self._no_norms()
+        halted = jnp.ones((), jnp.int32)
+        return state._replace(skipped=state.skipped + 1, halted=halted), self._no_norms()
 
-    def _no_norms(self) -> Any:
-        return [jnp.zeros(())] * 2 if self.guard == "norms" else []
+    def _no_norms(self) -> jax.Array:
+        return jnp.zeros(NORMS if self.guard == "norms" else 0)
 
     def _update(self, norms: bool, operands: Any) -> tuple[State, Any]:
         state, found, norm = operands
@@ -187,7 +200,8 @@ class HandStep:
         )
         if not norms:
             return new, self._no_norms()
-        return new, [optax.global_norm(updates), optax.global_norm(state.params)]
+        norms = [optax.global_norm(tree) for tree in (updates, state.params, grads)]
+        return new, jnp.stack([*norms, self.rate(state.step), jnp.full((), DECAY)])
 
     def _gradient(self, state: State, batch: Any, rng: jax.Array) -> _Gradient:
         differentiate = jax.value_and_grad(self._loss, has_aux=True)

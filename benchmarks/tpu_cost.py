@@ -6,7 +6,6 @@ bodies of its loops once each, and of a conditional the branch that such a step 
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +33,6 @@ FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("while", "conditional", "call"),
 }
-NUMBERS = 100
-"""More than a conditional that forms norms returns, and less than a model has parameters."""
-
 HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 LINE = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (.*)$")
 ARRAY = re.compile(r"^(\w+)\[([\d,]*)\](?:\{[^}]*\})? ([\w-]+)\(")
@@ -88,14 +84,11 @@ def launches(found: dict[str, list[str]], name: str = "") -> np.ndarray:
 def _called(operation: str, instruction: str) -> list[str]:
     """Returns the computations that an accepted step between two log points comes by."""
     if operation == "conditional":
-        result = instruction.partition(" conditional(")[0]
-        # One that returns a few numbers forms norms; else: reject, accept, accept with norms.
-        shapes = [sizes.split(",") for sizes in re.findall(r"\w+\[([\d,]+)\]", result)]
-        accepts = sum(math.prod(map(int, sizes)) for sizes in shapes) > NUMBERS
+        # Reject, accept, accept with norms.
         several = re.search(r"branch_computations=\{([^}]*)\}", instruction)
         if several:
-            return [several[1].split(", ")[accepts].lstrip("%")]
-        key = "true_computation" if accepts else "false_computation"
+            return [several[1].split(", ")[1].lstrip("%")]
+        key = "true_computation"
     else:
         key = {"while": "body", "call": "to_apply"}.get(operation, "no computation")
     return re.findall(key + r"=%?([\w.-]+)", instruction)

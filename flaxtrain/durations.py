@@ -4,14 +4,18 @@
 text               means                           needs to know
 =================  ==============================  ==============================
 `500`, `"500"`     500 steps (also `"500st"`)      nothing
-`"10ep"`           10 passes over the data         steps per epoch
-`"5%"`             a twentieth of the run          total steps
+`"10ep"`           10 passes over the data         batches per epoch
+`"5%"`             a twentieth of the run          batches in the run
 `"1M ex"`          1,000,000 examples              batch size
 =================  ==============================  ==============================
 
 Numbers may be fractions (`"0.5ep"`, `"2.5%"`), and steps and examples may carry k, M or B
 (thousand, million, 10^9). Arithmetic is exact; a result that is not a whole number of steps is
 rounded to the nearest one, halves up, and a positive duration is never rounded to zero.
+
+A step is an optimizer update in whatever a spec says (`to_steps`). What a loop is told counts
+batches (`to_batches`): how many come is known beforehand; how many will be rejected, and make
+no update, is not. The two differ where several batches make an update, too.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -28,7 +32,15 @@ import numpy as np
 from flaxtrain.checks import check_integer
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["Duration", "DurationLike", "Horizon", "Resolvable", "parse", "to_steps"]
+__all__ = [
+    "Duration",
+    "DurationLike",
+    "Horizon",
+    "Resolvable",
+    "parse",
+    "to_batches",
+    "to_steps",
+]
 
 DurationLike: TypeAlias = int | np.integer[Any] | str
 """A number of steps, or a text such as `"500"`, `"10ep"`, `"5%"`, `"1M ex"`."""
@@ -45,22 +57,22 @@ class Horizon:
     """What is known about a run, so that relative durations can be turned into steps.
 
     Args:
-        total_steps: batches in the whole run; None when not known yet.
-        steps_per_epoch: batches in one pass over the data.
+        batches: batches in the whole run; None when not known yet.
+        batches_per_epoch: batches in one pass over the data.
         batch_size: examples in a batch.
-        batches_per_update: batches that one optimizer update is made of. A step is an update.
+        batches_per_update: batches that one optimizer update is made of.
 
     Raises:
         ArgumentError: a number is below 1.
         ArgumentTypeError: a number is not an integer.
 
     Example:
-        >>> to_steps("10%", Horizon(total_steps=2000), where="warmup_steps")
-        200
+        >>> Horizon(batches=2000, batches_per_update=4).updates
+        500
     """
 
-    total_steps: int | None = None
-    steps_per_epoch: int | None = None
+    batches: int | None = None
+    batches_per_epoch: int | None = None
     batch_size: int | None = None
     batches_per_update: int = 1
 
@@ -72,9 +84,9 @@ class Horizon:
                 object.__setattr__(self, field.name, int(value))
 
     @property
-    def total_updates(self) -> int | None:
+    def updates(self) -> int | None:
         """Optimizer updates in the whole run, at least 1; None when not known yet."""
-        total = self.total_steps
+        total = self.batches
         return None if total is None else max(1, total // self.batches_per_update)
 
 
@@ -121,16 +133,16 @@ class Duration:
                 exact = self.amount
             case "ep":
                 per_epoch = _known(
-                    horizon.steps_per_epoch,
-                    "number of steps per epoch",
-                    "steps_per_epoch",
+                    horizon.batches_per_epoch,
+                    "number of batches per epoch",
+                    "batches_per_epoch",
                     self,
                     where,
                 )
                 exact = self.amount * per_epoch / horizon.batches_per_update
             case "%":
                 total = _known(
-                    horizon.total_updates, "total number of steps", "total_steps", self, where
+                    horizon.updates, "number of batches in the run", "batches", self, where
                 )
                 exact = self.amount * total / 100
             case _:
@@ -224,8 +236,31 @@ def to_steps(duration: DurationLike, horizon: Horizon, *, where: str | None = No
         ArgumentTypeError: neither an integer nor a text.
 
     Example:
-        >>> horizon = Horizon(total_steps=1000, steps_per_epoch=45, batch_size=128)
+        >>> horizon = Horizon(batches=1000, batches_per_epoch=45, batch_size=128)
         >>> [to_steps(text, horizon) for text in ("500", "10ep", "5%", "1M ex", "0.001%")]
         [500, 450, 50, 7813, 1]
     """
     return parse(duration, where=where).steps(horizon, where=where)
+
+
+def to_batches(duration: DurationLike, horizon: Horizon, *, where: str | None = None) -> int:
+    """Returns the number of batches that `duration` lasts; a plain number counts batches.
+
+    Args:
+        duration: as for `to_steps`.
+        horizon: likewise.
+        where: likewise.
+
+    Returns:
+        The nearest whole number of batches, as for `to_steps`.
+
+    Raises:
+        ArgumentError: as for `to_steps`.
+        ArgumentTypeError: likewise.
+
+    Example:
+        >>> horizon = Horizon(batches=1000, batches_per_epoch=40, batches_per_update=4)
+        >>> [(to_batches(text, horizon), to_steps(text, horizon)) for text in (40, "1ep", "4%")]
+        [(40, 40), (40, 10), (40, 10)]
+    """
+    return to_steps(duration, replace(horizon, batches_per_update=1), where=where)

@@ -42,6 +42,7 @@ class FlaxtrainError(Exception):
         found: what was found, one line, lower case, no full stop.
         where: the place: a parameter path, a batch index, an argument, a file.
         fix: what the caller can do, concretely.
+        details: further lines, between the place and the fix.
 
     Example:
         >>> print(FlaxtrainError("the rate is -1", where="OptSpec", fix="pass a value >= 0"))
@@ -50,14 +51,18 @@ class FlaxtrainError(Exception):
           fix:   pass a value >= 0
     """
 
-    def __init__(self, found: str, *, where: str | None = None, fix: str | None = None) -> None:
-        self.found, self.where, self.fix = found, where, fix
-        lines = [found]
-        if where is not None:
-            lines.append(f"  where: {where}")
-        if fix is not None:
-            lines.append(f"  fix:   {fix}")
-        super().__init__("\n".join(lines))
+    def __init__(
+        self,
+        found: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        details: Iterable[str] = (),
+    ) -> None:
+        self.found, self.where, self.fix, self.details = found, where, fix, tuple(details)
+        lines = [] if where is None else [f"where: {where}"]
+        lines += [*self.details, *([] if fix is None else [f"fix:   {fix}"])]
+        super().__init__("\n  ".join([found, *lines]))
 
 
 class ArgumentError(FlaxtrainError, ValueError):
@@ -121,7 +126,7 @@ class NonFiniteError(FlaxtrainError, ArithmeticError):
         found: see `FlaxtrainError`.
         where: likewise.
         fix: likewise.
-        details: further lines, between the place and the fix.
+        details: likewise.
         diagnosis: what was found out when the batch was run again (a `Diagnosis`).
     """
 
@@ -134,11 +139,8 @@ class NonFiniteError(FlaxtrainError, ArithmeticError):
         details: Iterable[str] = (),
         diagnosis: object = None,
     ) -> None:
-        super().__init__(found, where=where, fix=fix)
-        self.details, self.diagnosis = tuple(details), diagnosis
-        head, separator, tail = str(self).rpartition("\n  fix:   ")
-        lines = [head if separator else tail, *(f"  {line}" for line in self.details)]
-        self.args = ("\n".join(lines) + (separator + tail if separator else ""),)
+        super().__init__(found, where=where, fix=fix, details=details)
+        self.diagnosis = diagnosis
 
 
 class DebugError(FlaxtrainError, RuntimeError):
@@ -152,18 +154,22 @@ class CheckpointError(FlaxtrainError, ValueError):
 def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     """Returns the known names closest to `name`, best first, at most `count`.
 
-    Names that begin with `name` come first: `cosine` means `cosine_decay_schedule`.
+    The same name in other case comes first, then those that begin with `name`: `cosine` means
+    `cosine_decay_schedule`.
 
     Example:
         >>> nearest("adamm", ["sgd", "adam", "adamw"])
         ['adam']
         >>> nearest("cosine", ["constant_schedule", "cosine_decay_schedule"])
         ['cosine_decay_schedule']
+        >>> nearest("BF16", ["bf16", "f16"])
+        ['bf16']
     """
     names = sorted(known)
+    same = [candidate for candidate in names if candidate.lower() == name.lower()]
     begun = [candidate for candidate in names if len(name) > 2 and candidate.startswith(name)]
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
-    return list(dict.fromkeys(begun + close))[:count]
+    return list(dict.fromkeys(same + begun + close))[:count]
 
 
 def unknown_name(

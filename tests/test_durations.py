@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flaxtrain.durations import Horizon, parse, to_steps
+from flaxtrain.durations import Horizon, parse, to_batches, to_steps
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, FlaxtrainError
 
-HORIZON = Horizon(total_steps=1000, steps_per_epoch=45, batch_size=128)
+HORIZON = Horizon(batches=1000, batches_per_epoch=45, batch_size=128)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_percentages_are_exact_and_rounded_half_up(
     whole: int, decimals: int, total: int
 ) -> None:
     percent = Fraction(whole) + Fraction(decimals, 10**6)
-    steps = to_steps(f"{whole}.{decimals:06d}%", Horizon(total_steps=total))
+    steps = to_steps(f"{whole}.{decimals:06d}%", Horizon(batches=total))
     exact = percent * total / 100
     if exact == 0:
         assert steps == 0
@@ -74,8 +74,8 @@ def test_percentages_are_exact_and_rounded_half_up(
 @pytest.mark.parametrize(
     ("duration", "missing", "field"),
     [
-        ("10ep", "the number of steps per epoch is not known yet", "steps_per_epoch="),
-        ("5%", "the total number of steps is not known yet", "total_steps="),
+        ("10ep", "the number of batches per epoch is not known yet", "batches_per_epoch="),
+        ("5%", "the number of batches in the run is not known yet", "batches="),
         ("1M ex", "the batch size is not known yet", "batch_size="),
     ],
 )
@@ -124,12 +124,21 @@ def test_what_is_not_a_duration_is_refused(duration: Any, error: type, found: st
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_horizon_holds_positive_integers(value: Any) -> None:
-    with pytest.raises((ArgumentError, ArgumentTypeError), match="total_steps"):
-        Horizon(total_steps=value)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="batches"):
+        Horizon(batches=value)
+
+
+def test_a_loop_counts_batches_and_a_spec_the_updates_that_they_make() -> None:
+    horizon = Horizon(batches=100, batches_per_epoch=20, batch_size=8, batches_per_update=4)
+    texts = (12, "12", "1ep", "30%", "320 ex")
+    assert [to_batches(text, horizon) for text in texts] == [12, 12, 20, 30, 40]
+    assert [to_steps(text, horizon) for text in texts] == [12, 12, 5, 8, 10]  # 7.5, halves up
+    # An update that has begun makes a percentage of something.
+    assert (horizon.updates, Horizon(3, batches_per_update=4).updates) == (25, 1)
 
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_horizon_is_a_value() -> None:
-    assert Horizon(total_steps=5) == Horizon(total_steps=5)
-    assert hash(Horizon(total_steps=5)) == hash(Horizon(total_steps=5))
-    assert type(Horizon(total_steps=np.int32(5)).total_steps) is int  # type: ignore[arg-type]
+    assert Horizon(batches=5) == Horizon(batches=5)
+    assert hash(Horizon(batches=5)) == hash(Horizon(batches=5))
+    assert type(Horizon(batches=np.int32(5)).batches) is int  # type: ignore[arg-type]

@@ -132,8 +132,10 @@ def test_annotations_that_nothing_is_checked_by_are_known() -> None:
     assert len([hints_of(function) for function in functions()]) > 2_000
     assert sorted(name for name in UNCHECKED if name.startswith("flaxtrain.")) == [
         "flaxtrain.loop.bad_steps: Trainer | Recipe",
-        "flaxtrain.loop.debug.find_lr: Trainer",
-        "flaxtrain.loop.debug.twin: Trainer",
+        *(
+            f"flaxtrain.loop.debug.{name}: Trainer"
+            for name in ("check", "checkified", "find_lr", "modes", "overfit", "smoke", "twin")
+        ),
         "flaxtrain.loop.hooks: Run",
         "flaxtrain.spec.validate: OptSpec",
     ]

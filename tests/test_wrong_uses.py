@@ -7,6 +7,7 @@ Nothing is lost by a wrong use: a state that was there is unchanged, or the last
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -413,6 +414,213 @@ TRAINERS = {
     ),
 }
 
+
+MISPLACED = "  fix:   pass it as OptSpec({}=...)"
+RECIPE: Any = cache(lambda: ft.make_recipe(nn.Dense(3), SPEC, DATA))
+
+
+def stepped(*args: Any, **kwargs: Any) -> Any:
+    """Calls `train_step` with some of its arguments replaced."""
+    given = [RECIPE(), RECIPE().init(0), DATA]
+    return ft.train_step(*args, *given[len(args) :], **kwargs)
+
+
+CALLS = {
+    "argument of the spec given to the trainer": Row(
+        lambda make: make(accumulate=2),
+        errors.ArgumentTypeError,
+        "accumulate= is no argument of Trainer\n  where: Trainer\n"
+        + MISPLACED.format("accumulate"),
+    ),
+    "argument of the spec given to the options": Row(
+        lambda _: ft.StepOptions(accumulate=2),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        "accumulate= is no argument of StepOptions\n  where: StepOptions\n"
+        + MISPLACED.format("accumulate"),
+    ),
+    "argument of the spec given to make_recipe": Row(
+        lambda _: ft.make_recipe(nn.Dense(3), SPEC, DATA, clip_norm=1.0),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        "clip_norm= is no argument of make_recipe\n  where: make_recipe\n"
+        + MISPLACED.format("clip_norm"),
+    ),
+    "argument of the options given to make_recipe": Row(
+        lambda _: ft.make_recipe(nn.Dense(3), SPEC, DATA, precision="bf16"),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        (
+            "precision= is no argument of make_recipe",
+            "pass it as options=StepOptions(precision=",
+        ),
+    ),
+    "misspelt argument of the trainer": Row(
+        lambda make: make(los="squared_error"),
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'los'", "where: Trainer", "did you mean 'loss'?"),
+    ),
+    "trainer of nothing": Row(
+        lambda _: ft.Trainer(),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        (
+            "missing a required argument: 'model'",
+            "where: Trainer",
+            "Arguments: model, opt_spec",
+        ),
+    ),
+    "another library's length": Row(
+        lambda make: make().fit(DATA, max_steps=3),
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'max_steps'", "where: fit", "did you mean 'steps'?"),
+    ),
+    "length without its name": Row(
+        lambda make: make().fit(DATA, 3),
+        errors.ArgumentTypeError,
+        ("too many positional arguments", "where: fit", "Arguments: ds, steps, epochs"),
+    ),
+    "misspelt argument of evaluate": Row(
+        lambda make: make.trained().evaluate(DATA, weight="ema"),
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'weight'", "where: evaluate", "did you mean 'weights'?"),
+        steps=1,
+    ),
+    "misspelt argument of plan": Row(
+        lambda make: make().plan(DATA, epoch=3),
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'epoch'", "where: plan", "did you mean 'epochs'?"),
+    ),
+    "misspelt argument of batches": Row(
+        lambda _: ft.data.batches(DATA, 4, shufle=True),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'shufle'", "where: batches", "did you mean 'shuffle'?"),
+    ),
+    "misspelt argument of SaveEvery": Row(
+        lambda _: ft.SaveEvery(evry=3),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'evry'", "where: SaveEvery", "did you mean 'every'?"),
+    ),
+    "misspelt argument of a loss scale": Row(
+        lambda _: ft.DynamicScale(growth=3),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'growth'", "where: DynamicScale", "'growth_interval'?"),
+    ),
+    "argument for no scale": Row(
+        lambda _: ft.NoScale(3),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("too many positional arguments", "where: NoScale"),
+    ),
+    "fixed scale of nothing": Row(
+        lambda _: ft.FixedScale(),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("missing a required argument: 'value'", "where: FixedScale"),
+    ),
+    "misspelt argument of a precision": Row(
+        lambda _: ft.Precision(polcy="bf16"),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("unexpected keyword argument 'polcy'", "where: Precision", "did you mean 'policy'?"),
+    ),
+    "spec of nothing": Row(
+        lambda _: ft.OptSpec(),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("missing a required argument: 'optimizer'", "where: OptSpec"),
+    ),
+    "weight decay without its name": Row(
+        lambda _: ft.OptSpec("adamw", 0.1, 0.01),  # type: ignore[misc]
+        errors.ArgumentTypeError,
+        ("too many positional arguments", "where: OptSpec", "learning_rate, weight_decay"),
+    ),
+    "group of nothing": Row(
+        lambda _: ft.Group(),  # type: ignore[call-arg]
+        errors.ArgumentTypeError,
+        ("missing a required argument: 'select'", "where: Group"),
+    ),
+    "number as a horizon": Row(
+        lambda _: SPEC.resolve(1000),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("1000 is a int, not a Horizon", "where: OptSpec.resolve", "Horizon(batches=..."),
+    ),
+    "name instead of a spec": Row(
+        lambda _: ft.make_recipe(nn.Dense(3), "adam", DATA),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("spec='adam' is a str, no OptSpec", "where: make_recipe", "an instance of OptSpec"),
+    ),
+    "policy instead of options": Row(
+        lambda _: ft.make_recipe(nn.Dense(3), SPEC, DATA, options="bf16"),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("options='bf16' is a str, no StepOptions", "where: make_recipe"),
+    ),
+    "recipe of an empty batch": Row(
+        lambda _: ft.make_recipe(nn.Dense(3), SPEC, {}),
+        errors.EmptyDatasetError,
+        ("the batch holds no array", "where: make_recipe", "fix:   pass a dict"),
+    ),
+    "text as the seed of a recipe": Row(
+        lambda _: RECIPE().init("a"),
+        errors.ArgumentTypeError,
+        ("seed='a' is a str, not an integer", "where: Recipe.init"),
+    ),
+    "None for norms": Row(
+        lambda _: stepped(norms=None),
+        errors.ArgumentTypeError,
+        """norms=None is a NoneType, not True or False
+  where: train_step
+  fix:   pass a bool, or a bool scalar that is traced""",
+    ),
+    "number for norms": Row(
+        lambda _: stepped(norms=1.0),
+        errors.ArgumentTypeError,
+        ("norms=1.0 is a float", "where: train_step"),
+    ),
+    "step of no recipe": Row(
+        lambda _: stepped(SPEC),
+        errors.ArgumentTypeError,
+        ("recipe is a OptSpec, not a Recipe", "where: train_step", "ft.make_recipe"),
+    ),
+    "step of no state": Row(
+        lambda _: stepped(RECIPE(), None),
+        errors.ArgumentTypeError,
+        ("state is a NoneType, not a TrainState", "where: train_step", "recipe.init(seed)"),
+    ),
+    "step without a batch": Row(
+        lambda _: stepped(RECIPE(), RECIPE().init(0), None),
+        errors.ArgumentTypeError,
+        ("the batch, a NoneType, holds no array", "where: train_step"),
+    ),
+    "mask of another batch": Row(
+        lambda _: stepped(mask=np.ones(3, bool)),
+        errors.ArgumentError,
+        ("mask has shape (3,), not that of the rows of the batch, (12,)", "where: train_step"),
+    ),
+    "evaluation step of no state": Row(
+        lambda _: ft.eval_step(RECIPE(), None, DATA),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("state is a NoneType, not a TrainState", "where: eval_step"),
+    ),
+    "prediction step without a batch": Row(
+        lambda _: ft.predict_step(RECIPE(), RECIPE().init(0), None),
+        errors.ArgumentTypeError,
+        ("the batch, a NoneType, holds no array", "where: predict_step"),
+    ),
+    "batch file without a path": Row(
+        lambda _: ft.data.save_batch(None, DATA),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("path=None is a NoneType, not a path", "where: save_batch"),
+    ),
+    "batch file of no batch": Row(
+        lambda _: ft.data.save_batch("nowhere.npz", {}),
+        errors.DataError,
+        ("the batch holds no array", "where: save_batch"),
+    ),
+    "number as the path of a batch": Row(
+        lambda _: ft.data.load_batch(3),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("path=3 is a int, not a path", "where: load_batch"),
+    ),
+    "empty text as workdir": Row(
+        lambda make: make(workdir=""),
+        errors.ArgumentTypeError,
+        ("workdir='' is a str, not a path", "where: Trainer"),
+    ),
+}
+
 LENGTHS = {
     "steps=0": Row(
         lambda make: make().fit(DATA, steps=0),
@@ -425,7 +633,7 @@ LENGTHS = {
         "epochs=-1 is too small\n  where: fit\n  fix:   pass an integer >= 1",
     ),
     "half an epoch": Row(
-        lambda make: make().fit(DATA, epochs=0.5),  # type: ignore[arg-type]
+        lambda make: make().fit(DATA, epochs=0.5),
         errors.ArgumentTypeError,
         "epochs=0.5 is a float, not an integer\n  where: fit\n  fix:   pass an integer for epochs",
     ),
@@ -484,7 +692,7 @@ LENGTHS = {
         lambda make: make().fit(whole, steps=2, eval_ds=DATA, eval_every="1ep"),
         errors.ArgumentError,
         (
-            "the number of steps per epoch is not known yet: '1ep' can't be turned into steps",
+            "the number of batches per epoch is not known yet: '1ep' can't be turned into steps",
             "where: eval_every",
             "fix:   give the duration in steps",
         ),
@@ -495,7 +703,7 @@ LENGTHS = {
         ).fit(whole, epochs=2),
         errors.ArgumentError,
         (
-            "the number of steps per epoch is not known yet: '2ep' can't be turned into steps",
+            "the number of batches per epoch is not known yet: '2ep' can't be turned into steps",
             "where: cosine_decay_schedule(decay_steps='2ep')",
             "fix:   give the duration in steps",
         ),
@@ -685,7 +893,7 @@ DATA_SETS = {
         errors.NonFiniteError,
         (
             "became NaN or infinite",
-            "where: batch 1 of the run, after 1 updates",
+            "where: batch 1 of the run, after 1 update",
             "fix:   trainer.state is the last good state",
         ),
         steps=1,
@@ -870,6 +1078,7 @@ CONFIGS = {
 ROWS: dict[str, Row] = {
     **SPECS,
     **TRAINERS,
+    **CALLS,
     **LENGTHS,
     **DATA_SETS,
     **LOSSES,
@@ -925,5 +1134,5 @@ def test_a_label_out_of_range_in_a_row_of_weight_zero_is_no_mistake() -> None:
 
 
 def test_there_are_more_than_thirty_rows() -> None:
-    groups = (SPECS, TRAINERS, LENGTHS, DATA_SETS, LOSSES, CONFIGS)
+    groups = (SPECS, TRAINERS, CALLS, LENGTHS, DATA_SETS, LOSSES, CONFIGS)
     assert len(ROWS) == sum(map(len, groups)) >= 30

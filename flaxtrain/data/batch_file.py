@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.errors import DataError
+from flaxtrain.errors import ArgumentTypeError, DataError
 from flaxtrain.tree import path_name
 from flaxtrain.typing import ArrayLike, Batch, HostTree
 
@@ -37,7 +37,8 @@ def save_batch(path: str | Path, batch: Batch, mask: ArrayLike | None = None) ->
 
     Raises:
         DataError: an entry is something else, such as a text, a typed key or a named tuple,
-            whose class a file can't bring back. Nothing is written then.
+            whose class a file can't bring back; or there is no array. Nothing is written then.
+        ArgumentTypeError: `path` is none.
         OSError: the file can't be written.
 
     Example:
@@ -50,17 +51,34 @@ def save_batch(path: str | Path, batch: Batch, mask: ArrayLike | None = None) ->
     """
     arrays: dict[str, np.ndarray] = {}
     structure = _described(batch, (), arrays)
+    if not arrays:
+        raise _refused((), "holds no array")
     if mask is not None:
         arrays[_MASK] = np.asarray(mask)
     text = np.frombuffer(json.dumps(structure).encode(), np.uint8)
-    path = Path(path)
+    path = _as_path(path, where="save_batch")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in {_STRUCTURE: text, **arrays}.items():
-            # Not by np.savez, which takes the names for its own arguments.
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with zipfile.ZipFile(part, "w") as archive:
+            for name, array in {_STRUCTURE: text, **arrays}.items():
+                # Not by np.savez, which takes the names for its own arguments.
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
+
+
+def _as_path(path: Any, *, where: str) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise ArgumentTypeError(
+            f"path={path!r} is a {type(path).__name__}, not a path",
+            where=where,
+            fix="pass a string or a pathlib.Path",
+        )
+    return Path(path).expanduser()
 
 
 def _described(node: Any, path: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Any:
@@ -117,18 +135,28 @@ def load_batch(path: str | Path) -> tuple[HostTree, np.ndarray | None]:
 
     Raises:
         DataError: there is no such file, or it is none of these.
+        ArgumentTypeError: `path` is none.
     """
+    path = _as_path(path, where="load_batch")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with zipfile.ZipFile(path) as archive:
+            arrays = {
+                name.removesuffix(".npy"): _read(archive, name) for name in archive.namelist()
+            }
         structure = json.loads(arrays.pop(_STRUCTURE).tobytes())
         return _rebuilt(structure, arrays), arrays.get(_MASK)
     except Exception as error:
+        lacks = f"it has no entry {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"the batch can't be read: {type(error).__name__}: {error}",
+            f"the batch can't be read: {type(error).__name__}: {lacks}",
             where=str(path),
             fix="pass the path of a file that save_batch, or a run that ended, has written",
         ) from error
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _rebuilt(structure: Any, arrays: dict[str, np.ndarray]) -> Any:

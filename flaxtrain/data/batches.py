@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from flaxtrain.checks import check_integer
+from flaxtrain.checks import answering, check_integer
 from flaxtrain.data.host import Place, as_arrays, count_rows
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError, EmptyDatasetError
 from flaxtrain.typing import Batch, HostTree
@@ -157,6 +157,7 @@ def _check_size(examples: int, batch_size: int, drop_remainder: bool) -> None:
         )
 
 
+@answering
 def batches(
     arrays: Batch,
     batch_size: int,

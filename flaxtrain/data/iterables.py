@@ -35,7 +35,7 @@ class IterableStream:
 
     Attributes:
         rows: rows of every padded batch, those of the first one.
-        steps_per_epoch: `len()` of the source, None if it has none.
+        batches_per_epoch: `len()` of the source, None if it has none.
         examples_per_epoch: None, except for a list of batches.
         may_be_padded: False only for a list of equal batches and a loader with `drop_last`.
         seekable: False.
@@ -59,7 +59,7 @@ class IterableStream:
         self._source, self._kind = source, type(source).__name__
         self._copies = not isinstance(source, list)  # a list does not reuse its arrays
         self.repeats = not hasattr(source, "__next__")
-        self.steps_per_epoch = _length(source)
+        self.batches_per_epoch = _length(source)
         iterator = _iterator(source)
         first = next(_read(iterator, 0, 0, self._copies), None)
         if first is None:
@@ -78,8 +78,8 @@ class IterableStream:
     @property
     def description(self) -> str:
         """One line about the source, its length and its batches."""
-        steps = "unknown" if self.steps_per_epoch is None else self.steps_per_epoch
-        return f"{self._kind}: steps per epoch {steps}, batches of {self.rows}"
+        count = "unknown" if self.batches_per_epoch is None else self.batches_per_epoch
+        return f"{self._kind}: batches per epoch {count}, batches of {self.rows}"
 
     def example(self) -> HostBatch:
         """Returns the first batch; the next epoch still begins with it."""
@@ -135,9 +135,9 @@ class IterableStream:
                 where=where,
                 fix="resume with the data set of the interrupted run",
             )
-        if self.steps_per_epoch not in (None, count):
+        if self.batches_per_epoch not in (None, count):
             raise DataError(
-                f"len() promised {self.steps_per_epoch} batches per epoch, but {count} came",
+                f"len() promised {self.batches_per_epoch} batches per epoch, but {count} came",
                 where=where,
                 fix="let len() count batches, not examples; without a len() any number is fine",
             )

@@ -36,7 +36,7 @@ class Stream(Protocol):
         ...
 
     @property
-    def steps_per_epoch(self) -> int | None:
+    def batches_per_epoch(self) -> int | None:
         """Batches per epoch, None if unknown."""
         ...
 
@@ -87,7 +87,7 @@ class ArrayStream:
     Example:
         >>> import numpy as np
         >>> stream = ArrayStream(batches({"x": np.ones((5, 2))}, batch_size=3))
-        >>> stream.rows, stream.steps_per_epoch, stream.may_be_padded
+        >>> stream.rows, stream.batches_per_epoch, stream.may_be_padded
         (3, 2, True)
         >>> [batch.mask.tolist() for batch in stream.epoch(0)]
         [[True, True, True], [True, True, False]]
@@ -102,7 +102,7 @@ class ArrayStream:
         return int(self.source.batch_size)
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches per epoch."""
         return len(self.source)
 
@@ -131,7 +131,7 @@ class ArrayStream:
         """One line: examples, steps, batch size, order."""
         size = f"{self.rows} (the default; pass batch_size= to change it)"
         return (
-            f"{self.examples_per_epoch} examples, {self.steps_per_epoch} steps per epoch, "
+            f"{self.examples_per_epoch} examples, {self.batches_per_epoch} batches per epoch, "
             f"batch size {size if self.default_size else self.rows}, "
             + (f"shuffled with seed {self.source.seed}" if self.source.shuffle else "in order")
         )

@@ -68,7 +68,7 @@ def as_directory(workdir: str | Path | None) -> Path | None:
     """
     if workdir is None:
         return None
-    if not isinstance(workdir, (str, Path)):
+    if workdir == "" or not isinstance(workdir, (str, Path)):
         raise ArgumentTypeError(
             f"workdir={workdir!r} is a {type(workdir).__name__}, not a path",
             where="Trainer",

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from flaxtrain.data import Stream
 from flaxtrain.data.batch_file import save_batch
-from flaxtrain.data.host import Place, to_host
+from flaxtrain.data.host import Place, count_rows, to_host
 from flaxtrain.data.stream import ArrayStream
-from flaxtrain.errors import ArgumentTypeError, NonFiniteError, StateError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StateError
 from flaxtrain.loop.in_flight import Dispatched
 from flaxtrain.spec import OptSpec
 from flaxtrain.text import counted, numbered_rows
@@ -50,6 +51,7 @@ def diagnose(
     Raises:
         StateError: the trainer was not fitted yet.
         ArgumentTypeError: `run` or `state` is something else.
+        ArgumentError: the mask does not fit the batch.
         BatchError: it can't be a batch.
 
     Example:
@@ -76,8 +78,20 @@ def diagnose(
                 fix="pass ft.diagnose(trainer, state, batch), or a recipe in place of it",
             )
     assert isinstance(state, TrainState)
-    data = to_host(batch, Place("diagnose(batch=...)"))
+    place = Place("diagnose(batch=...)")
+    data = to_host(batch, place)
+    _check_mask(mask, count_rows(data, place))
     return diagnose_step(recipe.at(int(state.step)), state, data, mask)
+
+
+def _check_mask(mask: ArrayLike | None, rows: int) -> None:
+    array = np.ones(rows, bool) if mask is None else np.asarray(mask)
+    if array.dtype != bool or array.shape != (rows,):
+        raise ArgumentError(
+            f"the mask is {array.dtype} of shape {array.shape}, and the batch has {rows} rows",
+            where="diagnose(mask=...)",
+            fix="pass a bool for each row, False for padding; or None for a full batch",
+        )
 
 
 def bad_step_error(
@@ -97,19 +111,23 @@ def bad_step_error(
         workdir: where the batch and the report are saved; None: nowhere.
     """
     diagnosis = diagnose_step(recipe, state, step.data, step.mask)
+    what = diagnosis.what if diagnosis.was_run else f"{_UNKNOWN}; {diagnosis.what}"
     facts = _Facts.of(state, stream, step)
     details = [*diagnosis.lines]
     if workdir is not None:
         details.append(_saved(workdir, step, diagnosis, facts))
     many = facts.skips > 1 or diagnosis.spike is not None
-    found = f"{diagnosis.what}; rejected in a row: {counted(facts.skips, 'step')}"
+    found = f"{what}; rejected in a row: {counted(facts.skips, 'step')}"
     return NonFiniteError(
-        found if many else diagnosis.what,
+        found if many else what,
         where=facts.where(diagnosis),
         details=details,
         fix=_fix(recipe.spec, diagnosis),
         diagnosis=diagnosis,
     )
+
+
+_UNKNOWN = "the loss, its gradient or a collection became NaN or infinite"
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,7 @@ class _Facts:
         known = [self.examples[row] for row in rows if row < len(self.examples)]
         which = f", {numbered_rows(tuple(known), 'example')}" if known else ""
         return (
-            f"batch {self.number} of the run, after {self.step} updates "
+            f"batch {self.number} of the run, after {counted(self.step, 'update')} "
             f"(epoch {self.epoch}, batch {self.index}{which})"
         )
 

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 
 from flaxtrain.checks import check_integer
-from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.data import Stream, prefetch
 from flaxtrain.errors import DataError, NonFiniteError, StateError
 from flaxtrain.loop.evaluation import checked, for_evaluation, with_weights
+from flaxtrain.loop.padding import checked_mask
 from flaxtrain.loop.window import IN_FLIGHT
 from flaxtrain.parallel import Compiled, compiled, place
 from flaxtrain.train import BatchStatistics, Recipe, TrainState, add_batch, no_batches
@@ -58,8 +59,8 @@ def with_batch_stats(
             where=WHERE,
             fix="leave the call out, or pass OptSpec(ema=ft.Ema(...)) or ft.Swa(...)",
         )
-    means = _means(recipe, program, for_evaluation(averaged), stream, count)
-    return state.replace(ema=state.ema.with_collections(means))
+    own = _formed(recipe, program, for_evaluation(averaged), stream, count)
+    return state.replace(ema=state.ema.with_collections(own))
 
 
 def statistics_program(recipe: Recipe) -> Compiled:
@@ -69,26 +70,21 @@ def statistics_program(recipe: Recipe) -> Compiled:
         state: TrainState, found: BatchStatistics, batch: Batch, mask: ArrayLike | None
     ) -> tuple[BatchStatistics, Array]:
         found = add_batch(recipe, state, found, batch, mask)
-        return found, all_finite(found.means)
+        return found, all_finite(found.values)
 
     return compiled(add, donate=(1,))
 
 
-def _means(
+def _formed(
     recipe: Recipe, program: Compiled, state: TrainState, stream: Stream, count: int | None
 ) -> dict[str, Any]:
-    def masked(batch: HostBatch) -> ArrayLike | None:
-        exact = recipe.padding_problem is None
-        return batch.mask if exact and stream.may_be_padded else None
-
     first = stream.example()
-    found = no_batches(recipe, state, first.data, masked(first))
+    found = no_batches(recipe, state, first.data, checked_mask(recipe, stream, first))
     in_flight: deque[Any] = deque()
     batches = itertools.islice(checked(recipe, stream.epoch(0), WHERE), count)
     for batch in prefetch(batches, place):
-        if batch.count < stream.rows and recipe.padding_problem is not None:
-            raise recipe.padding_problem
-        found, finite = program(state, found, batch.data, masked(batch))
+        mask = checked_mask(recipe, stream, batch)
+        found, finite = program(state, found, batch.data, mask)
         in_flight.append(finite)
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().block_until_ready()
@@ -105,4 +101,4 @@ def _means(
             where=WHERE,
             fix="look for such values in the data; the state is as it was",
         )
-    return found.means
+    return found.values

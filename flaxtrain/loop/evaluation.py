@@ -13,11 +13,11 @@ import numpy as np
 from flaxtrain.checks import check_choice
 from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.errors import StateError
-from flaxtrain.loop.length import surely_ragged
+from flaxtrain.loop.padding import check_padding, checked_mask
 from flaxtrain.loop.window import IN_FLIGHT, EvalProgram, as_numbers
 from flaxtrain.parallel import Compiled, place
+from flaxtrain.precision import UNSCALED
 from flaxtrain.train import (
-    NO_AVERAGE,
     NoAverage,
     Recipe,
     TrainState,
@@ -76,10 +76,9 @@ def check_evaluation(recipe: Recipe, stream: Stream) -> None:
     Raises:
         FlaxtrainError: as `evaluate` on the first batch of `stream`.
     """
-    if recipe.padding_problem is not None and surely_ragged(stream):
-        raise recipe.padding_problem
+    check_padding(recipe, stream)
     first = stream.example()
-    mask = first.mask if recipe.padding_problem is None else None
+    mask = checked_mask(recipe, stream, first, always=True)
     jax.eval_shape(partial(eval_step, recipe), jax.eval_shape(recipe.init), first.data, mask)
 
 
@@ -113,13 +112,10 @@ def evaluate(
         suffix: for_evaluation(with_weights(state, which, where="evaluate"))
         for suffix, which in chosen.items()
     }
-    masked = recipe.padding_problem is None
     windows: dict[str, Any] = {}
     in_flight: deque[Any] = deque()
     for batch in prefetch(checked(recipe, stream.epoch(0), "evaluation"), place):
-        if batch.count < stream.rows and recipe.padding_problem is not None:
-            raise recipe.padding_problem
-        mask = batch.mask if masked else None
+        mask = checked_mask(recipe, stream, batch, always=True)
         for suffix, own in states.items():
             if suffix not in windows:
                 windows[suffix] = program.empty_window(own, batch.data, mask)
@@ -135,14 +131,17 @@ def evaluate(
 
 
 def for_evaluation(state: TrainState) -> TrainState:
-    """Leaves out what differs between phases and weights: one program serves all of them."""
-    return state.replace(
+    """Returns what evaluation reads of a state: one program serves all phases and weights."""
+    return TrainState(
+        step=state.step,
+        params=state.params,
+        collections=state.collections,
+        rng=state.rng,
+        counters=state.counters,
         opt_state=(),
+        loss_scale=UNSCALED,
+        apply_fn=None,
         tx=None,
-        trainable=None,
-        accumulated=(),
-        ema=NO_AVERAGE,
-        rounding_carry={},
     )
 
 

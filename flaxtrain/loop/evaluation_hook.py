@@ -29,5 +29,5 @@ def evaluation_hooks(recipe: Recipe, training: Stream, call: FitCall) -> tuple[H
     size = call.batch_size if is_arrays(call.eval_ds) else None
     stream = stream_in_order(call.eval_ds, size)
     check_evaluation(recipe, stream)
-    default = None if training.steps_per_epoch is None else "1ep"
+    default = None if training.batches_per_epoch is None else "1ep"
     return (Evaluate(stream, default if call.eval_every is None else call.eval_every),)

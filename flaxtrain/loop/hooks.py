@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flaxtrain import checkpoint
-from flaxtrain.durations import parse, to_steps
+from flaxtrain.checks import answering
+from flaxtrain.durations import parse, to_batches
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError
 from flaxtrain.loop.length import used_up_by_one_pass
 from flaxtrain.monitor import ConsoleWriter, MetricWriter, MultiWriter, TensorBoardWriter
@@ -83,10 +84,11 @@ class Evaluate(Hook):
 
     Args:
         ds: the data set to evaluate on.
-        every: a duration: steps, or `"1ep"`, `"10%"`; None for the end only.
+        every: a duration: batches, or `"1ep"`, `"10%"`; None for the end only.
         batch_size: for a data set given as arrays.
     """
 
+    @answering
     def __init__(
         self, ds: Any, every: Duration | None = "1ep", batch_size: int | None = None
     ) -> None:
@@ -109,7 +111,7 @@ class Evaluate(Hook):
     def on_start(self, run: Run) -> None:
         """Resolves the period against the length of the run."""
         if self._every is not None:
-            self._period = to_steps(self._every, run.horizon, where="eval_every")
+            self._period = to_batches(self._every, run.horizon, where="eval_every")
         once = self._period in (None, run.total)
         if not once and used_up_by_one_pass(self._ds):
             raise DataError(
@@ -135,10 +137,11 @@ class SaveEvery(Hook):
     """Saves the state every so often, and when the run ends, even if it ends with an error.
 
     Args:
-        every: a duration, or None for the end only.
+        every: a duration, as for `Evaluate`; None for the end only.
         directory: where; default `checkpoints` in the run's workdir.
     """
 
+    @answering
     def __init__(
         self, every: Duration | None = None, directory: str | Path | None = None
     ) -> None:
@@ -158,7 +161,7 @@ class SaveEvery(Hook):
         """Resolves the period against the length of the run."""
         self._target = Path(self._directory or run.checkpoint_directory)
         if self._every is not None:
-            self._period = to_steps(self._every, run.horizon, where="SaveEvery(every=...)")
+            self._period = to_batches(self._every, run.horizon, where="SaveEvery(every=...)")
 
     def on_step(self, run: Run) -> None:
         """Saves when it is time."""
@@ -217,6 +220,8 @@ class TensorBoard(Hook):
     def __init__(self, directory: str | Path | None = None) -> None:
         self._directory = directory
         self._writers: dict[str, MetricWriter] = {}
+        self._written: dict[str, tuple[int, frozenset[str]]] = {}
+        self._first = 0
 
     def elsewhere(self, directory: Path) -> Self:
         """Returns a copy that writes there, where this one has a directory of its own."""
@@ -229,6 +234,7 @@ class TensorBoard(Hook):
         """Opens the writers; points at or after the step that is resumed from are dropped."""
         directory = Path(self._directory or run.require_workdir("TensorBoard()"))
         purge = run.first_step + 1 if run.first_step else None
+        self._written, self._first = {}, purge or 0
         for name in ("train", "val"):
             # A full disk stops the curves, not the training: MultiWriter warns once and counts.
             writer = TensorBoardWriter(directory / name, purge_step=purge)
@@ -246,17 +252,26 @@ class TensorBoard(Hook):
 
     def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """Writes the window's metrics."""
-        self._writers["train"].write_scalars(step, metrics)
+        self._write("train", step, metrics)
 
     def on_eval(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """Writes the metrics of the evaluation."""
-        self._writers["val"].write_scalars(step, metrics)
+        self._write("val", step, metrics)
         self._writers["val"].flush()
 
     def on_end(self, run: Run) -> None:
         """Closes the writers."""
         for writer in self._writers.values():
             writer.close()
+
+    def _write(self, name: str, step: int, metrics: dict[str, float]) -> None:
+        """Writes what has no point at this step yet: a rejected batch does not move it."""
+        last, tags = self._written.get(name, (step, frozenset()))
+        tags = tags if step == last else frozenset()
+        new = {tag: value for tag, value in metrics.items() if tag not in tags}
+        self._written[name] = step, tags | new.keys()
+        if new and step >= self._first:
+            self._writers[name].write_scalars(step, new)
 
 
 def check_period(every: Duration, *, where: str) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "begun_updates",
     "check_length",
     "check_repeats",
+    "epochs_and_notes",
     "horizon_of",
     "position_in",
     "surely_ragged",
@@ -63,13 +64,22 @@ def check_repeats(ds: Any, epochs: int | None) -> None:
         )
 
 
-def horizon_of(stream: Stream, steps: int | None, epochs: int | None) -> Horizon:
-    """Returns the length of a run over `stream`, as far as it is known."""
-    length = stream.steps_per_epoch
+def horizon_of(
+    stream: Stream, steps: int | None, epochs: int | None, accumulation: AccumulateBatches
+) -> Horizon:
+    """Returns the length of a run, as far as it is known.
+
+    Args:
+        stream: the training data.
+        steps: batches in the run, as `fit` counts them.
+        epochs: passes over the data, where `steps` is not given; None: one.
+        accumulation: how many batches make an update.
+    """
+    length = stream.batches_per_epoch
     total = steps
-    if epochs is not None and length is not None:
-        total = epochs * length
-    return Horizon(total_steps=total, steps_per_epoch=length, batch_size=stream.rows)
+    if steps is None and length is not None:
+        total = length * (1 if epochs is None else epochs)
+    return Horizon(total, length, stream.rows, accumulation.count)
 
 
 def begun_updates(total: int | None, accumulation: AccumulateBatches) -> list[str]:
@@ -90,9 +100,30 @@ def begun_updates(total: int | None, accumulation: AccumulateBatches) -> list[st
     return [f"the last {left} of {total} batches make no update before the run goes on"]
 
 
+def epochs_and_notes(
+    steps: int | None, epochs: int | None, accumulation: AccumulateBatches
+) -> tuple[int | None, list[str]]:
+    """Returns the number of epochs, one where no length is given, and what is to be said of it.
+
+    Args:
+        steps: the argument of `fit`.
+        epochs: likewise.
+        accumulation: how many batches make an update.
+    """
+    if steps is None and epochs is None:
+        return 1, ["neither steps= nor epochs= was given: one epoch"]
+    if steps is None or accumulation.count == 1:
+        return epochs, []
+    updates = steps // accumulation.count
+    return epochs, [
+        f"steps={steps} counts batches; they make {updates} updates, which schedules and all "
+        "else in the spec count"
+    ]
+
+
 def surely_ragged(stream: Stream) -> bool:
     """Whether it is known beforehand that a batch will need padding."""
-    length, examples = stream.steps_per_epoch, stream.examples_per_epoch
+    length, examples = stream.batches_per_epoch, stream.examples_per_epoch
     return bool(
         stream.may_be_padded and length and examples and length * stream.rows != examples
     )
@@ -114,5 +145,5 @@ def position_in(stream: Stream, state: TrainState, fresh: bool) -> int:
     A further `fit` goes on in the middle of an epoch only where epochs have a known length;
     other data sets begin anew.
     """
-    goes_on = fresh or (stream.repeats and stream.steps_per_epoch is not None)
+    goes_on = fresh or (stream.repeats and stream.batches_per_epoch is not None)
     return int(jax.device_get(state.counters.batches)) if goes_on else 0

@@ -47,7 +47,7 @@ class Passes:
         Raises:
             DataError: a batch can't be used.
         """
-        length = self._stream.steps_per_epoch
+        length = self._stream.batches_per_epoch
         epoch, skip = divmod(self._position, length) if length else (0, self._position)
         while (left is None or left > 0) and (self._epochs is None or epoch < self._epochs):
             start = index = skip if length else 0

@@ -118,7 +118,6 @@ class Plan:
         """
         assignment = recipe.assignment
         accumulation = recipe.spec.accumulation
-        horizon = replace(horizon, batches_per_update=accumulation.count)
         recipe = recipe.at(0)
         state = jax.eval_shape(recipe.init)
         kinds = {
@@ -164,7 +163,7 @@ class Plan:
             notes=notes,
             warnings=(
                 *warnings_of(recipe, stream, horizon),
-                *begun_updates(horizon.total_steps, accumulation),
+                *begun_updates(horizon.batches, accumulation),
             ),
         )
 
@@ -204,14 +203,14 @@ class Plan:
     def _tables(self) -> dict[str, TextTable]:
         tables = {"groups": groups_table(self.groups)}
         if len(self.phases) > 1:
-            tables["phases"] = phases_table(self.phases, self.horizon.total_updates)
+            tables["phases"] = phases_table(self.phases, self.horizon.updates)
         if self.layers:
             tables["layers"] = layers_table(self.layers)
         return tables
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         """Yields what isn't in a table: a word, and the line behind it."""
-        total, length = self.horizon.total_steps, self.horizon.steps_per_epoch
+        total, length = self.horizon.batches, self.horizon.batches_per_epoch
         count = self.horizon.batches_per_update
         updates = None if total is None else total // count
         yield "loss", self.loss
@@ -221,7 +220,7 @@ class Plan:
             yield "step", self.options
         yield "dtypes", str(self.dtypes)
         yield (
-            "steps",
+            "batches",
             f"{'unknown' if total is None else total}"
             f" ({'unknown' if length is None else length} per epoch)"
             + (f", {updates} updates" if updates != total else ""),
@@ -237,7 +236,7 @@ class Plan:
             yield from ((word, line) for line in lines)
 
     def _state_line(self) -> str:
-        total = self.horizon.total_updates
+        total = self.horizon.updates
         reached = [p for p in self.phases if total is None or p.start < total]
         largest = max(reached, key=lambda phase: phase.slots)
         line = ", ".join(f"{kind} {readable_bytes(n)}" for kind, n in self.memory.items())

@@ -107,7 +107,7 @@ class PlannedLayer:
 
 def planned_groups(assignment: Assignment, horizon: Horizon) -> tuple[PlannedGroup, ...]:
     """Returns the groups, with their numbers at the first, middle and last update."""
-    last = max(0, (horizon.total_updates or 1) - 1)
+    last = max(0, (horizon.updates or 1) - 1)
     steps = sorted({0, last // 2, last})
 
     def course(number: Any, factor: float = 1.0) -> AtUpdates:

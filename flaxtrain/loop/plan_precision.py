@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.precision import NEAREST, is_16_bits, rounding_rule
+from flaxtrain.params import select
+from flaxtrain.params.intercept import MethodCall, intercepted
+from flaxtrain.precision import NEAREST, is_16_bits, rounding_rule, short_name
 from flaxtrain.spec import Assignment
 from flaxtrain.text import counted, listed, readable_bytes
-from flaxtrain.train import PolicyCasts, Recipe
-from flaxtrain.tree import Path
+from flaxtrain.train import PolicyCasts, Recipe, train_step
+from flaxtrain.tree import Path, path_name
 
 __all__ = ["PlannedDtypes", "planned_dtypes", "precision_warnings"]
 
@@ -78,7 +81,7 @@ def planned_dtypes(recipe: Recipe, state: Any) -> PlannedDtypes:
     casts = recipe.casts
     short = _trained_in_16_bits(recipe.assignment, recipe)
     is_cast = isinstance(casts, PolicyCasts)
-    computed, own = _computed(recipe, casts) if is_cast else ({}, {})
+    computed, own = _computed(recipe, casts, state) if is_cast else ({}, {})
     return PlannedDtypes(
         stored=stored,
         computed=computed,
@@ -90,18 +93,18 @@ def planned_dtypes(recipe: Recipe, state: Any) -> PlannedDtypes:
 
 
 def _computed(
-    recipe: Recipe, casts: PolicyCasts
+    recipe: Recipe, casts: PolicyCasts, state: Any
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Returns the classes of modules by dtype: as the policy says, and as the model does."""
     classes = {fact.owner_path: fact.owner_name for fact in recipe.facts.params}
     classes |= {path: seen.name for path, seen in casts.modules.items() if seen.has_dtype}
     computed: dict[str, dict[str, None]] = {}
     own: dict[str, dict[str, None]] = {}
+    set_by_model = _set_by_model(recipe, casts, state)
     for path, name in classes.items():
-        seen = casts.modules.get(path)
-        if seen is not None and seen.dtype is not None:
-            own.setdefault(seen.dtype.name, {})[name] = None
-        elif seen is not None:  # adapters belong to no module
+        if path in set_by_model:
+            own.setdefault(set_by_model[path], {})[name] = None
+        elif path in casts.modules:  # adapters belong to no module
             computed.setdefault(casts.region_at(path).compute.name, {})[name] = None
     return (
         {dtype: tuple(names) for dtype, names in computed.items()},
@@ -109,9 +112,29 @@ def _computed(
     )
 
 
+def _set_by_model(recipe: Recipe, casts: PolicyCasts, state: Any) -> dict[Path, str]:
+    """Returns the dtypes that the model itself sets, as a step finds them.
+
+    A model may make one of the dtype of the module around, such as `self.dtype or jnp.float32`,
+    which the policy has set by then.
+    """
+    modules = casts.modules.items()
+    found = {path: seen.dtype.name for path, seen in modules if seen.dtype is not None}
+
+    def note(call: MethodCall) -> Any:
+        if call.path in found and getattr(call.module, "dtype", None) is not None:
+            found[call.path] = jnp.dtype(call.module.dtype).name
+        return call.run()
+
+    if found:
+        with intercepted(note):
+            jax.eval_shape(partial(train_step, recipe), state, recipe.example)
+    return found
+
+
 def _trained_in_16_bits(assignment: Assignment, recipe: Recipe) -> list[Path]:
     """Returns the parameters of 16 bits that are trained at some time."""
-    trained = set[Path]().union(*(phase.trained for phase in assignment.phases))
+    trained = assignment.ever_trained
     return [path for path in trained if is_16_bits(recipe.facts[path].dtype)]
 
 
@@ -129,6 +152,11 @@ def precision_warnings(recipe: Recipe, total: int | None) -> Iterator[str]:
             "to nearest: those below 1/512 (bfloat16) or 1/4096 (float16) of a value vanish; "
             "Precision(update='stochastic'), 'kahan' or 'master' keeps them"
         )
+    if not short and recipe.rounding != NEAREST:
+        yield (
+            f"Precision(update={recipe.casts.precision.update!r}) has nothing to do: no "
+            "trained parameter is stored in 16 bits; say p=bf16, or leave update out"
+        )
     casts = recipe.casts
     if isinstance(casts, PolicyCasts):
         fields = [seen for seen in casts.modules.values() if seen.has_dtype]
@@ -136,4 +164,24 @@ def precision_warnings(recipe: Recipe, total: int | None) -> Iterator[str]:
             yield (
                 f"precision={str(casts.precision.main)!r} does not reach any module: the model "
                 "sets the dtype of all of them itself; leave dtype=None there"
+            )
+        yield from _overrides_in_vain(recipe, casts)
+
+
+def _overrides_in_vain(recipe: Recipe, casts: PolicyCasts) -> Iterator[str]:
+    """Yields overrides of modules whose dtype the model sets."""
+    taken: set[Path] = set()
+    for choice, policy in casts.precision.rules:
+        chosen = select(recipe.facts, choice) - taken
+        taken |= chosen
+        owners = sorted({recipe.facts[path].owner_path for path in chosen})
+        kept = [
+            path_name(path)
+            for path in owners
+            if path in casts.modules and casts.modules[path].dtype not in (None, policy.compute)
+        ]
+        if kept and policy.compute is not None:
+            yield (
+                f"precision says c={short_name(policy.compute)} for {choice!r}, and the model "
+                f"sets the dtype of {listed(kept)} itself; leave dtype=None there"
             )

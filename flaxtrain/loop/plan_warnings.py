@@ -38,7 +38,7 @@ def warnings_of(recipe: Recipe, stream: Stream, horizon: Horizon) -> tuple[str, 
         stream: the data.
         horizon: the length of the run.
     """
-    total = horizon.total_updates
+    total = horizon.updates
     found = [text for check in _CHECKS for text in check(recipe, total)]
     if recipe.padding_problem is not None and stream.may_be_padded:
         found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from flaxtrain.train import TrainState
@@ -33,6 +34,16 @@ class History:
     def column(self, run: str, name: str) -> list[float]:
         """Returns one metric over the log points of `"train"` or `"val"` that have it."""
         return [row[name] for row in getattr(self, run) if name in row]
+
+    @property
+    def best(self) -> Row | None:
+        """The row of `val` with the lowest loss, NaN counting as the highest; None without."""
+
+        def loss(row: Row) -> float:
+            value = row.get("loss", math.inf)
+            return math.inf if math.isnan(value) else value
+
+        return min(self.val, key=loss, default=None)
 
     def to_json(self) -> str:
         """Returns the history as JSON text."""

@@ -13,6 +13,7 @@ from flaxtrain.checkpoint import CHECKPOINTS
 from flaxtrain.data import Stream
 from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.plan import spec_data
+from flaxtrain.loop.recorded import Change, Recorded
 from flaxtrain.params import Restore, join_adapters, split_adapters
 from flaxtrain.precision import UNSCALED, Precision, rounding_rule
 from flaxtrain.spec import AccumulateBatches, Lookahead, OptSpec, OptState
@@ -27,7 +28,7 @@ def data_facts(stream: Stream, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "batch_size": stream.rows,
-        "steps_per_epoch": stream.steps_per_epoch,
+        "batches_per_epoch": stream.batches_per_epoch,
         "examples_per_epoch": stream.examples_per_epoch,
     }
 
@@ -46,17 +47,42 @@ def checkpoint_meta(
     step, batches, numbers = jax.device_get((state.step, state.counters.batches, numbers))
     return {
         "spec": spec_data(recipe.spec),
-        "adapters": adapters_text(recipe),
-        "ema": repr(recipe.spec.ema),
-        "accumulate": repr(recipe.spec.accumulation),
+        **{name: now.as_meta() for name, now in _recorded(recipe).items()},
         "batches_per_update": recipe.spec.accumulation.count,
-        "loss_scale": repr(recipe.options.loss_scale),
-        "precision": repr(recipe.casts.precision),
         "update": recipe.casts.precision.update,
         "data": data_facts(stream, seed),
         "step": int(step),
         "batches": int(batches),
         "hyperparams": {name: float(number) for name, number in named_leaves(numbers)},
+    }
+
+
+def _recorded(recipe: Recipe) -> dict[str, Recorded]:
+    """Returns what a run is made with beside its spec."""
+    values = {
+        "adapters": None if recipe.adapters is None else recipe.adapters.lora,
+        "ema": recipe.spec.ema,
+        "accumulate": recipe.spec.accumulation,
+        "loss_scale": recipe.options.loss_scale,
+        "precision": recipe.casts.precision,
+    }
+    return {name: Recorded.of(value) for name, value in values.items()}
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "adapters": None,
+    "ema": None,
+    "accumulate": AccumulateBatches(1),
+    "loss_scale": UNSCALED,
+    "precision": Precision(),
+}
+"""What earlier versions, which did not say it, made runs with."""
+
+
+def _changes(meta: Mapping[str, Any], recipe: Recipe) -> dict[str, Change]:
+    return {
+        name: Change(Recorded.read(meta, name, _DEFAULTS[name]), now)
+        for name, now in _recorded(recipe).items()
     }
 
 
@@ -101,34 +127,37 @@ def begin(
     if found is None:
         return _first(recipe, seed, init_from)
     meta = checkpoint.read_meta(found)
+    changes = _changes(meta, recipe)
     notes = [
         f"continuing the run in {workdir}, checkpoint {found.name}",
-        *_spec_notes(meta, recipe, found),
+        *_spec_notes(meta, recipe, changes["adapters"], found),
         *checkpoint.environment_differences(found),
     ]
     data = meta.get("data", {})
     notes += [
-        f"{name} was {data.get(name)} and is {value}: not the examples that would have followed"
+        f"{name} was {data[name]} and is {value}: not the examples that would have followed"
         for name, value in data_facts(stream, seed).items()
-        if data.get(name) != value
+        if name in data and data[name] != value
     ]
-    notes += _options_notes(meta, recipe, found)
+    notes += _options_notes(meta, recipe, changes, found)
     if init_from is not None:
         notes.append("init_from= is not read again: the run goes on from its own checkpoint")
     recipe = recipe.at(meta.get("step", 0))
     like = jax.eval_shape(lambda: recipe.init(seed))
-    goes_on, told = _average_notes(meta, recipe)
+    goes_on, told = _average_notes(changes["ema"])
     if not goes_on:
         like = like.replace(ema=NO_AVERAGE)
     # The spec is the same: what was edited since is in the checkpoint.
     left = () if goes_on else ("ema",)
     state = checkpoint.restore(found, like=like, from_like=(), if_present=left)
     if not goes_on:
-        state = state.replace(ema=recipe.begin_average(state.params, state.collections))
+        state = state.replace(ema=recipe.begin_average(state.exact_params, state.collections))
     return Start(recipe, state.resumable(), notes + told, {})
 
 
-def _spec_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[str]:
+def _spec_notes(
+    meta: Mapping[str, Any], recipe: Recipe, adapters: Change, found: Path
+) -> list[str]:
     unknown: list[str] = []
     before, now = meta.get("spec"), spec_data(recipe.spec)
     if before is None or now is None:
@@ -149,10 +178,10 @@ def _spec_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[st
             where=str(found),
             fix=f"pass accumulate=AccumulateBatches({count}), or use another workdir",
         )
-    if meta.get("adapters") != adapters_text(recipe):
+    if adapters.differs:
         raise CheckpointError(
-            f"the run in the workdir has adapters {meta.get('adapters')}, the trainer "
-            f"{adapters_text(recipe)}",
+            f"the run in the workdir has adapters {adapters.before.text}, the trainer "
+            f"{adapters.now.text}",
             where=str(found),
             fix="pass the same adapters=, or use another workdir",
         )
@@ -171,33 +200,31 @@ def _trajectory(spec: Mapping[str, Any]) -> dict[str, Any]:
     return known.replace(accumulate=AccumulateBatches(count), ema=average).to_dict()
 
 
-def _average_notes(meta: Mapping[str, Any], recipe: Recipe) -> tuple[bool, list[str]]:
+def _average_notes(ema: Change) -> tuple[bool, list[str]]:
     """Returns whether the checkpoint's average of the weights goes on, and notes about it."""
-    before, now = meta.get("ema", "None"), repr(recipe.spec.ema)
-    if before.partition("(")[0] == now.partition("(")[0]:
-        same = before == now
-        return True, [] if same else [f"ema was {before} and is {now} from here on"]
-    notes = [] if before == "None" else [f"the average {before} of the weights does not go on"]
-    if now != "None":
-        notes.append(f"the average {now} of the weights begins with those of the checkpoint")
+    before, now = ema
+    if not ema.is_other_kind:
+        changed = [f"ema was {before.text} and is {now.text} from here on"]
+        return True, changed if ema.differs else []
+    notes = []
+    if before.kind is not None:
+        notes.append(f"the average {before.text} of the weights does not go on")
+    if now.kind is not None:
+        notes.append(
+            f"the average {now.text} of the weights begins with those of the checkpoint"
+        )
     return False, notes
 
 
-def _options_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list[str]:
+def _options_notes(
+    meta: Mapping[str, Any], recipe: Recipe, changes: Mapping[str, Change], found: Path
+) -> list[str]:
     """Returns what differs in how a step is made.
 
     Raises:
         CheckpointError: the loss scale, or the update of 16-bit parameters, is of another kind,
             with another state.
     """
-    options = {
-        "accumulate": (
-            meta.get("accumulate", repr(AccumulateBatches(1))),
-            repr(recipe.spec.accumulation),
-        ),
-        "loss_scale": (meta.get("loss_scale", repr(UNSCALED)), repr(recipe.options.loss_scale)),
-        "precision": (meta.get("precision", repr(Precision())), repr(recipe.casts.precision)),
-    }
     before, now = meta.get("update", "nearest"), recipe.casts.precision.update
     keeps = rounding_rule(before, where=str(found)).keeps or recipe.rounding.keeps
     if before != now and keeps:
@@ -207,23 +234,20 @@ def _options_notes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> list
             where=str(found),
             fix=f"pass Precision(update={before!r}), or use another workdir",
         )
-    before, now = options["loss_scale"]
-    if before.partition("(")[0] != now.partition("(")[0]:
+    scale = changes["loss_scale"]
+    if scale.is_other_kind:
         raise CheckpointError(
-            f"the run in the workdir has loss scale {before}, the trainer {now}",
+            f"the run in the workdir has loss scale {scale.before.text}, the trainer "
+            f"{scale.now.text}",
             where=str(found),
             fix="pass a loss_scale= of the same class, or use another workdir",
         )
     return [
-        f"{name} was {before} and is {now}: not the bits that would have followed"
-        for name, (before, now) in options.items()
-        if before != now
+        f"{name} was {change.before.text} and is {change.now.text}: not the bits that would "
+        "have followed"
+        for name, change in changes.items()
+        if change.differs and name not in ("adapters", "ema")
     ]
-
-
-def adapters_text(recipe: Recipe) -> str | None:
-    """Returns the adapters of a run as text; None without."""
-    return None if recipe.adapters is None else repr(recipe.adapters.lora)
 
 
 def _first(recipe: Recipe, seed: int, init_from: Restore | None) -> Start:

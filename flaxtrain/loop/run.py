@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.in_flight import Dispatched, InFlight
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.length import begun_updates
+from flaxtrain.loop.padding import checked_mask
 from flaxtrain.loop.passes import Passes
 from flaxtrain.loop.phases import describe_phase
 from flaxtrain.loop.plan import parameter_table, spec_text
@@ -32,7 +33,7 @@ from flaxtrain.monitor import Throughput
 from flaxtrain.parallel import place
 from flaxtrain.params import Table
 from flaxtrain.train import Recipe, TrainState
-from flaxtrain.typing import Array, ArrayLike
+from flaxtrain.typing import Array
 
 __all__ = ["Run"]
 
@@ -99,7 +100,7 @@ class Run:
         self._in_flight = InFlight()
         self._status: Array | None = None
         self._window: Any = None
-        self._skipped = 0
+        self._skipped, self._closed_at = 0, jnp.asarray(self.first_step, jnp.int32)
         self._last = jnp.asarray(-1 if total is None else total, jnp.int32)
         self._seconds = {"compile": 0.0, "evaluate": 0.0}
 
@@ -194,15 +195,20 @@ class Run:
                 hook.on_last_step(self)
         except BaseException as error:
             self.error = error
-            if isinstance(error, NonFiniteError):
-                self.state = self.state.resumable()
-                self.batches = int(jax.device_get(self.state.counters.batches))
+            self._lift_latch(error)
             raise
         finally:
             self._finish(started)
-        best = min(self.history.val, key=_loss_of, default=None)
-        timings = self._timings(time.monotonic() - began)
-        return FitResult(self.state, self.history, best, timings, self._reason or "finished")
+        timings, history = self._timings(time.monotonic() - began), self.history
+        return FitResult(self.state, history, history.best, timings, self._reason or "finished")
+
+    def _lift_latch(self, error: BaseException) -> None:
+        """Makes the state one to go on from, where a bad step has halted the run."""
+        with suppress(Exception):  # the device may have failed: that is `error` already
+            if (bad := self._in_flight.settle()) is not None:
+                error.add_note(f"before that, batch {bad.number} of the run was a bad step")
+            self.batches = int(jax.device_get(self.state.counters.batches))
+            self.state = self.state.resumable()
 
     def _finish(self, started: list[Hook]) -> None:
         """Tells every hook that has started; one that fails does not keep it from others."""
@@ -249,14 +255,15 @@ class Run:
         self._close_window()
 
     def _step(self, batch: HostBatch) -> None:
-        data, mask = self._cache.data(batch), self._mask(batch)
+        data, mask = self._cache.data(batch), checked_mask(self.recipe, self.stream, batch)
         if self._window is None:
             self._window = self._program.empty_window(self.state, data, mask)
         self.state, self._window, status = self._program.step(
             self.state, self._window, data, mask, self._last
         )
         self._status = status
-        step = Dispatched(self.batches, *self._passes.place(), data, mask, status)
+        # Without its features: it is to be of use later, and runs again to the same bits.
+        step = Dispatched(self.batches, *self._passes.place(), batch.data, mask, status)
         self.batches += 1
         if (halted := self._in_flight.add(step)) is not None:
             raise self._error(halted)
@@ -294,19 +301,13 @@ class Run:
         for hook in self._hooks:
             hook.on_phase(self, step)
 
-    def _mask(self, batch: HostBatch) -> ArrayLike | None:
-        """Returns the row mask; None when no batch has padding or padding is refused."""
-        if self.recipe.padding_problem is None and self.stream.may_be_padded:
-            return batch.mask
-        if batch.count < self.stream.rows and self.recipe.padding_problem is not None:
-            raise self.recipe.padding_problem
-        return None
-
     def _close_window(self) -> None:
         """Ends the window of metrics; its values are read when they are sure to be there."""
         if self._window is None or self._status is None:
             return
-        values, weighted, self._window = self._program.finish(self._window)
+        values, weighted, self._window, self._closed_at = self._program.finish(
+            self._window, self._status, self._closed_at
+        )
         self._pending.append((self.batches, Report(values, weighted, self._status)))
 
     def _deliver(self, wait: bool = False) -> None:
@@ -336,13 +337,14 @@ class Run:
 
     def _error(self, step: Dispatched) -> NonFiniteError:
         """Looks at a step that has halted the run: those after it were all rejected."""
-        self._close_window()
-        self._deliver(wait=True)
+        notes: list[str] = []
+        try:
+            self._close_window()
+            self._deliver(wait=True)
+        except Exception as failure:  # of a hook: the report must not be lost for it
+            notes.append(f"and at the log point before it: {failure!r}")
         with self.throughput.pause():
-            recipe = self._cache.recipe(self.recipe)
-            return bad_step_error(recipe, self.state, self.stream, step, self.workdir)
-
-
-def _loss_of(row: dict[str, float]) -> float:
-    loss = row.get("loss", math.inf)
-    return math.inf if math.isnan(loss) else loss
+            error = bad_step_error(self.recipe, self.state, self.stream, step, self.workdir)
+        for note in notes:
+            error.add_note(note)
+        return error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 
+from flaxtrain.checks import answering_class
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import StateError
@@ -23,11 +23,12 @@ from flaxtrain.loop.hooks import Hook, all_hooks, check_hooks
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.length import (
     check_length,
+    epochs_and_notes,
     horizon_of,
     position_in,
-    surely_ragged,
     total_batches,
 )
+from flaxtrain.loop.padding import check_padding
 from flaxtrain.loop.plan import Plan
 from flaxtrain.loop.plan_start import planned_start
 from flaxtrain.loop.programs import Programs
@@ -39,11 +40,13 @@ from flaxtrain.params import LoRA, Restore
 from flaxtrain.precision import LossScale, Policy, Precision
 from flaxtrain.spec import OptSpec
 from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe
+from flaxtrain.train.options import SPEC_ARGUMENTS
 from flaxtrain.typing import HostTree
 
 __all__ = ["Trainer"]
 
 
+@answering_class(**SPEC_ARGUMENTS)
 class Trainer(Debuggable):
     """Trains a Linen module.
 
@@ -147,10 +150,11 @@ class Trainer(Debuggable):
         Args:
             ds: `ft.data.batches(...)`, arrays (a dict or tuple; shuffled in every epoch), or
                 any iterable of batches. A batch is a dict of arrays or `(inputs, targets)`.
-            steps: number of batches to train on; one whose step is rejected counts too.
+            steps: number of batches to train on, whether their step is rejected or not and
+                however many make an update; what the spec says in steps counts updates.
             epochs: number of passes over `ds`; default 1 if `steps` is not given either.
             eval_ds: data set to evaluate on.
-            eval_every: how often: steps, `"1ep"`, `"10%"`; default once per epoch, or at the
+            eval_every: how often: batches, `"1ep"`, `"10%"`; default once per epoch, or at the
                 end where the length of an epoch is not known.
             batch_size: for arrays only; default 128.
             cache_frozen: for arrays only: run the frozen modules once per example, before the
@@ -168,15 +172,14 @@ class Trainer(Debuggable):
         """
         call = FitCall(ds, steps, epochs, eval_ds, eval_every, batch_size, cache_frozen)
         if debug is not None:
-            return debug_fit(debug, self._twin, call)
+            return debug_fit(debug, self, call)
         call.check()
         stream, notes = training_stream(ds, batch_size, self.seed)
         cache = feature_cache(cache_frozen, stream)
-        if steps is None and epochs is None:
-            epochs = 1
-            notes.append("neither steps= nor epochs= was given: one epoch")
+        epochs, told = epochs_and_notes(steps, epochs, self.spec.accumulation)
+        notes += told
         fresh = not self._fitted
-        horizon = horizon_of(stream, steps, epochs)
+        horizon = horizon_of(stream, steps, epochs, self.spec.accumulation)
         recipe = self._build(stream, horizon)
         notes += self._inferred(recipe)
         if not fresh and self.spec != recipe.spec:
@@ -193,8 +196,8 @@ class Trainer(Debuggable):
             state=self.state,
             stream=stream,
             horizon=horizon,
-            total=total_batches(self.state, horizon.total_steps, fresh),
-            epochs=epochs if horizon.total_steps is None else None,
+            total=total_batches(self.state, horizon.batches, fresh),
+            epochs=epochs if horizon.batches is None else None,
             hooks=all_hooks(self.hooks, evaluation, self.verbose, self.workdir),
             program=self._programs.train,
             evaluate=self._evaluate,
@@ -215,7 +218,7 @@ class Trainer(Debuggable):
             self._fitted = self._fitted or run.dispatched
 
     def evaluate(
-        self, ds: Any, *, batch_size: int | None = None, weights: str = "raw"
+        self, ds: Any, *, batch_size: int | None = None, weights: str | None = "raw"
     ) -> dict[str, float]:
         """Returns loss and metrics over all of `ds`, exact whatever the batch size.
 
@@ -223,7 +226,7 @@ class Trainer(Debuggable):
             ds: as for `fit`; one pass, in order.
             batch_size: for arrays only; default 128.
             weights: `"raw"`, the trained weights; `"ema"`, their average; `"both"`, in one
-                pass, with names such as `loss/ema` for the average.
+                pass, with names such as `loss/ema`; None: what `fit` reports, all there are.
 
         Raises:
             StateError: nothing was trained yet, or there is no average.
@@ -263,7 +266,7 @@ class Trainer(Debuggable):
     ) -> None:
         """Gives the averaged weights statistics of BatchNorm of their own, which `Swa` needs.
 
-        They are means over batches in training mode. What is trained stays as it is.
+        They are those of all rows, run in training mode. What is trained stays as it is.
 
         Args:
             ds: as for `fit`, in the order of its first epoch.
@@ -298,9 +301,7 @@ class Trainer(Debuggable):
         """
         check_length(steps, epochs)
         stream, notes = training_stream(ds, batch_size, self.seed)
-        if steps is None and epochs is None:
-            epochs = 1
-        horizon = horizon_of(stream, steps, epochs)
+        horizon = horizon_of(stream, steps, epochs, self.spec.accumulation)
         recipe = self._build(stream, horizon, keep=False)
         notes += self._inferred(recipe)
         start = planned_start(recipe, self.state, self.workdir, self.init_from)
@@ -317,12 +318,11 @@ class Trainer(Debuggable):
                 stream.example().data,
                 loss=self.loss,
                 metrics=self.metrics,
-                horizon=replace(horizon, batches_per_update=self.spec.accumulation.count),
+                horizon=horizon,
                 adapters=self.adapters,
                 options=self.options,
             )
-        if recipe.padding_problem is not None and surely_ragged(stream):
-            raise recipe.padding_problem
+        check_padding(recipe, stream)
         if keep and recipe is not self.recipe:
             self.recipe = recipe
             self._programs.forget()

@@ -167,7 +167,10 @@ class Window:
 class TrainProgram:
     """The compiled training step with its window of metrics.
 
-    `step(state, window, batch, mask, last)` returns state, window and status. The costly
+    `step(state, window, batch, mask, last)` returns state, window and status.
+    `finish(window, status, before)` returns the values of a window, which have weight, the
+    window that follows and the number of updates now. Without an update since `before` nothing
+    has weight and the window goes on, so that no two windows end at one update. The costly
     metrics are formed at log points, of which the last update of a phase is one, and in batch
     number `last`.
 
@@ -194,8 +197,17 @@ class TrainProgram:
             state, metrics = train_step(recipe, state, batch, mask, norms=due)
             return state, form.merged(window, metrics), _status(state)
 
+        def finish(
+            window: Packed, status: Array, before: Array
+        ) -> tuple[Metrics, dict[str, Array], Packed, Array]:
+            values, weighted, empty = form.finish(window)
+            goes_on = status[0] == before
+            after = jax.tree.map(lambda a, b: jnp.where(goes_on, a, b), window, empty)
+            weighted = {name: some & ~goes_on for name, some in weighted.items()}
+            return values, weighted, after, status[0]
+
         self.step = compiled(step, donate=(0, 1))
-        self.finish = compiled(form.finish, donate=(0,))
+        self.finish = compiled(finish, donate=(0,))
         self.empty_window = form.empty
 
 

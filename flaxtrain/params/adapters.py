@@ -62,7 +62,8 @@ class LoRA:
         alpha: `A B` is multiplied with `alpha / rank`, > 0; None means `rank`, a scale of 1.
         train: selector of parameters of the model that are trained beside the adapters (a new
             head, say); None means none.
-        dtype: floating dtype of the adapters; None means each kernel's own.
+        dtype: floating dtype of the adapters; None means each kernel's own, or that of a
+            precision policy.
 
     Raises:
         ArgumentError: `rank` or `alpha` is out of range.

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 
 from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.params.intercept import MethodCall, intercepted
 from flaxtrain.params.recorder import Recorder, run_abstractly
 from flaxtrain.tree import Path
 from flaxtrain.typing import Key
@@ -83,21 +84,15 @@ def noting_axes() -> Iterator[dict[Path, KernelAxes]]:
     """Collects the axes of the kernels of all modules that are called inside the context."""
     found: dict[Path, KernelAxes] = {}
 
-    def note(
-        method: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
-        context: nn.module.InterceptorContext,
-    ) -> Any:
-        module: Any = context.module
+    def note(call: MethodCall) -> Any:
         # Nothing else: flax runs the `setup` of a lifted module at the path of the root, too.
-        if module.scope is not None and context.method_name == "__call__":
-            axes = _axes_of(module, args, kwargs)
+        if call.method == "__call__":
+            axes = _axes_of(call.module, call.args, call.kwargs)
             if axes is not None:
-                found.setdefault((*module.scope.path, "kernel"), axes)
-        return method(*args, **kwargs)
+                found.setdefault((*call.path, "kernel"), axes)
+        return call.run()
 
-    with nn.intercept_methods(note):
+    with intercepted(note):
         yield found
 
 

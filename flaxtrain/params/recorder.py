@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,12 @@ import flax.linen as nn
 import jax
 
 from flaxtrain.params.axes import Shape, array_in, box_leaves, unbox_leaves
+from flaxtrain.params.intercept import MethodCall, intercepted_under_jit
 from flaxtrain.tree import Path, flatten
+from flaxtrain.typing import Key
 
 # Nothing here is public: `Facts` is the result.
 __all__ = []
-
-_fresh = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -50,33 +50,25 @@ class Recorder:
         declared: path of the declared name to the first declaration of it.
         modules: path of a scope to the classes of the modules that ran in it, outer ones first.
         streams: names of the random streams that modules drew from, without `params`.
-        stream: a stream name that nobody has used. With it among the rngs, neither `jax.jit`
-            nor `nn.jit` can answer from its cache, which would run no Python and hide the
-            modules.
     """
 
     boxed: Collection[Path] = ()
     declared: dict[Path, Declaration] = field(default_factory=dict)
     modules: dict[Path, list[type[nn.Module]]] = field(default_factory=dict)
     streams: set[str] = field(default_factory=set)
-    stream: str = field(default_factory=lambda: f"_facts_{next(_fresh)}")
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Records every module method that runs in this thread inside the context."""
-        with nn.intercept_methods(self._intercept):
-            yield
+    def recording(self) -> AbstractContextManager[dict[str, Key]]:
+        """Records every module method that runs in this thread inside the context.
 
-    def _intercept(
-        self,
-        method: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
-        context: nn.module.InterceptorContext,
-    ) -> Any:
-        if context.module.scope is not None and not _is_rehearsal(context.module):
-            self._watch(context.module)
-        return method(*args, **kwargs)
+        The context has a random stream that `init` must be given: with it neither `jax.jit` nor
+        `nn.jit` can answer from its cache, which would run no Python and hide the modules.
+        """
+        return intercepted_under_jit(self._intercept, {})
+
+    def _intercept(self, call: MethodCall) -> Any:
+        if not _is_rehearsal(call.module):
+            self._watch(call.module)
+        return call.run()
 
     def around(self, owner: type[nn.Module] | None, place: Path) -> tuple[type[nn.Module], ...]:
         """Returns the classes of the modules around the one of class `owner` at `place`."""
@@ -86,7 +78,6 @@ class Recorder:
         return (*itertools.chain.from_iterable(above), *sharing)
 
     def _watch(self, module: nn.Module) -> None:
-        self._keep_stream(module)
         # At every call, for `nn.share_scope` moves a module that has run its `setup`.
         self._place(module)
         if "param" in vars(module):
@@ -106,13 +97,6 @@ class Recorder:
         owner = declared_class(type(module))
         if owner not in classes:
             classes.append(owner)
-
-    def _keep_stream(self, module: nn.Module) -> None:
-        """Adds the fresh stream where `nn.scan` or `nn.vmap` dropped it, for it isn't split."""
-        scope = _scope(module)
-        if scope.rngs and self.stream not in scope.rngs:
-            scope.rngs[self.stream] = next(iter(scope.rngs.values()))
-            scope.rng_counters[self.stream] = 0
 
     def _param(self, module: nn.Module) -> Callable[..., Any]:
         declare = module.param
@@ -199,8 +183,5 @@ def declared_class(cls: type[nn.Module]) -> type[nn.Module]:
 def run_abstractly(function: Callable[[dict[str, jax.Array]], Any], recorder: Recorder) -> Any:
     """Evaluates `function(extra_rngs)` on shapes only, with `recorder` active."""
 
-    def run() -> Any:
-        return function({recorder.stream: jax.random.key(0)})
-
-    with recorder.recording():
-        return jax.eval_shape(run)
+    with recorder.recording() as streams:
+        return jax.eval_shape(lambda: function(streams))

@@ -18,8 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from flaxtrain.checks import check_integer, check_number, is_concrete
+from flaxtrain.checks import answering_class, check_integer, check_number, is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.typing import Array, ArrayLike, Updates
 
@@ -52,6 +53,7 @@ class LossScale(Protocol):
         ...
 
 
+@answering_class()
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NoScale:
@@ -90,16 +92,17 @@ UNSCALED = NoScale()
 """The default: no scaling."""
 
 
+@answering_class()
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FixedScale:
     """One scale for the whole run; a power of two loses nothing to rounding.
 
     Args:
-        value: what the loss is multiplied by, more than 0.
+        value: what the loss is multiplied by, a normal float32 number more than 0.
 
     Raises:
-        ArgumentError: `value` is not positive and finite.
+        ArgumentError: `value` is out of range.
         ArgumentTypeError: `value` is not a number.
 
     Example:
@@ -111,7 +114,7 @@ class FixedScale:
     value: float = field(metadata={"static": True})
 
     def __post_init__(self) -> None:
-        check_number("value", self.value, minimum=0.0, exclude=(0.0,), where="FixedScale")
+        _check_scale("value", self.value, where="FixedScale")
         if is_concrete(self.value):
             object.__setattr__(self, "value", float(self.value))
 
@@ -138,8 +141,11 @@ class FixedScale:
 
 
 _FRESH: Any = object()
+_LONGEST = np.iinfo(np.int32).max
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
+@answering_class()
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DynamicScale:
@@ -150,11 +156,11 @@ class DynamicScale:
 
     Args:
         init: the first scale.
-        growth_interval: finite steps in a row, at least 1, after which the scale grows.
+        growth_interval: finite steps in a row, from 1 to 2^31 - 1, after which the scale grows.
         factor: what it is multiplied by then, and divided by after a step that is not finite;
             more than 1.
-        min: the lowest scale, more than 0.
-        max: the highest scale.
+        min: the lowest scale, a normal float32 number more than 0.
+        max: the highest scale, likewise.
         value: the scale now, float32; by default `init`.
         count: finite steps since the scale last changed, int32; by default 0.
 
@@ -198,19 +204,23 @@ class DynamicScale:
                     where=where,
                     fix="make the scale outside the traced function, and pass it in",
                 )
-            check_number(name, getattr(self, name), minimum=0.0, exclude=(0.0,), where=where)
+            _check_scale(name, getattr(self, name), where=where)
             object.__setattr__(self, name, float(getattr(self, name)))
         check_number("factor", self.factor, minimum=1.0, exclude=(1.0,), where=where)
         check_integer("growth_interval", self.growth_interval, minimum=1, where=where)
+        if self.growth_interval > _LONGEST:
+            raise ArgumentError(
+                f"growth_interval={self.growth_interval} is no int32",
+                where=where,
+                fix=f"pass an integer from 1 to {_LONGEST}; the scale then never grows",
+            )
+        object.__setattr__(self, "factor", float(self.factor))
+        object.__setattr__(self, "growth_interval", int(self.growth_interval))
         if not self.min <= self.init <= self.max:
             raise ArgumentError(
                 f"init={self.init:g} is not between min={self.min:g} and max={self.max:g}",
                 where=where,
                 fix="pass min <= init <= max",
-            )
-        if self.max > float(jnp.finfo(jnp.float32).max):
-            raise ArgumentError(
-                f"max={self.max:g} is no float32", where=where, fix="pass a lower max"
             )
 
     def scale(self, loss: ArrayLike) -> Array:
@@ -247,6 +257,17 @@ class DynamicScale:
     def report(self) -> dict[str, Array]:
         """Returns the scale now."""
         return {"loss_scale": self.value}
+
+
+def _check_scale(name: str, value: Any, *, where: str) -> None:
+    """Refuses what float32 has no normal number for: 0 or infinity would be used instead."""
+    check_number(name, value, minimum=0.0, exclude=(0.0,), where=where)
+    if is_concrete(value) and not _SMALLEST <= float(value) <= _LARGEST:
+        raise ArgumentError(
+            f"{name}={float(value):g} is no float32",
+            where=where,
+            fix=f"pass a number from {_SMALLEST:.3g} to {_LARGEST:.3g}",
+        )
 
 
 def _divided(grads: Updates, by: Any) -> Updates:

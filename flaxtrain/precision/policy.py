@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import check_choice, floating_dtype
+from flaxtrain.checks import answering_class, check_choice, floating_dtype
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.precision.rounding import ROUNDING_RULES
 from flaxtrain.typing import DTypeLike
@@ -44,6 +44,7 @@ def short_name(dtype: DTypeLike) -> str:
     return next((short for short, long in _SHORT.items() if long == name), name)
 
 
+@answering_class()
 @dataclass(frozen=True, repr=False)
 class Policy:
     """The dtypes of a model, or of a part of one.
@@ -165,6 +166,7 @@ FULL = Policy.of("f32")
 """float32 throughout, the default: nothing is cast, and modules are as they were written."""
 
 
+@answering_class()
 @dataclass(frozen=True, repr=False)
 class Precision:
     """The policy of a model, other policies for parts of it, and how 16 bits are updated.
@@ -250,10 +252,12 @@ class Precision:
 
     @property
     def needs_loss_scale(self) -> bool:
-        """Whether gradients are float16 somewhere: small ones vanish without a scale."""
+        """Whether gradients are float16 somewhere: small ones vanish without a scale.
+
+        That of what the model puts out has the dtype of what it puts out.
+        """
         policies = [self.main, *(policy for _, policy in self.rules)]
-        dtypes = [dtype for policy in policies for dtype in (policy.param, policy.compute)]
-        return any(dtype == jnp.float16 for dtype in dtypes if dtype is not None)
+        return any(dtype == jnp.float16 for policy in policies for dtype in policy.dtypes)
 
     def __repr__(self) -> str:
         shown = [repr(str(self.main))]

@@ -237,7 +237,7 @@ def stochastically_rounded(values: Array, dtype: DTypeLike, key: Key) -> Array:
 
     The bits that don't fit are compared with as many random ones, so the mean is exact, but in
     float16 below 2^-24, where it is so to 2^-32 of the smallest number. What `dtype` has
-    itself is kept. What is not finite, or would not be, is rounded to nearest.
+    itself is kept. Beside an infinity, of `dtype` too, numbers are rounded to nearest.
 
     Args:
         values: float32, of any shape.
@@ -266,7 +266,7 @@ def stochastically_rounded(values: Array, dtype: DTypeLike, key: Key) -> Array:
     if not short:
         rounded = jnp.where(jnp.abs(values) < _TINY, _of_tiny(values, random), rounded)
     new = rounded.astype(dtype)
-    return jnp.where(jnp.isfinite(values) & jnp.isfinite(new), new, nearest)
+    return jnp.where(jnp.isfinite(nearest) & jnp.isfinite(new), new, nearest)
 
 
 _TINY = np.float32(2.0**-24)

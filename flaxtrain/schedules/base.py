@@ -35,7 +35,7 @@ class Schedule(abc.ABC):
         >>> warmup = linear_schedule(0.0, 1.0, transition_steps="10%")
         >>> warmup.is_resolved
         False
-        >>> ready = warmup.resolve(Horizon(total_steps=40))
+        >>> ready = warmup.resolve(Horizon(batches=40))
         >>> [float(ready(count)) for count in (0, 1, 4)]
         [0.0, 0.25, 1.0]
     """
@@ -78,7 +78,7 @@ class Schedule(abc.ABC):
             raise ArgumentError(
                 f"durations of this schedule are still relative: {', '.join(relative)}",
                 where=repr(self),
-                fix="call resolve(Horizon(total_steps=...)) first, or give durations in steps",
+                fix="call resolve(Horizon(batches=...)) first, or give durations in steps",
             )
         return self.at(int(count) if isinstance(count, numbers.Integral) else count)
 
@@ -102,7 +102,7 @@ class Schedule(abc.ABC):
         """Returns the same schedule with every relative duration turned into steps.
 
         Args:
-            horizon: what is known about the run; percentages are of `horizon.total_steps`, in
+            horizon: what is known about the run; percentages are of `horizon.updates`, in
                 nested schedules too.
 
         Raises:

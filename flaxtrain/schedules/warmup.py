@@ -224,7 +224,7 @@ def warmup_cosine_decay_schedule(
     Example:
         >>> from flaxtrain.durations import Horizon
         >>> schedule = warmup_cosine_decay_schedule(0.0, 1.0, "10%", decay_steps="100%")
-        >>> ready = schedule.resolve(Horizon(total_steps=20))
+        >>> ready = schedule.resolve(Horizon(batches=20))
         >>> ready.warmup_steps, ready.decay_steps
         (2, 20)
         >>> [round(float(ready(count)), 2) for count in (0, 1, 2, 11, 20)]

@@ -105,6 +105,11 @@ class Assignment:
     phases: tuple[Phase, ...]
     overlaps: tuple[str, ...]
 
+    @property
+    def ever_trained(self) -> frozenset[Path]:
+        """The parameters that are trained in any phase."""
+        return frozenset[Path]().union(*(phase.trained for phase in self.phases))
+
     def phase_at(self, step: int) -> Phase:
         """Returns the phase that a step is in."""
         return phase_at(self.phases, step)

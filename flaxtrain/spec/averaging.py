@@ -39,7 +39,8 @@ class Ema(Declaration):
         warmup: whether the decay rises from 0.1 to its value: then the update of the average
             number t, from 0, has `d = min(decay, (1 + t) / (10 + t))`, the form of TensorFlow's
             `ExponentialMovingAverage(num_updates=)`. Without it the weights that training
-            begins with are in the average for `1 / (1 - decay)` updates or so.
+            begins with are in the average for `1 / (1 - decay)` updates or so. It is no
+            duration: its length, `9 / (1 - decay)` updates or so, follows from the decay.
         every: optimizer updates between two updates of the average, at least 1, or a duration.
 
     Raises:
@@ -49,7 +50,7 @@ class Ema(Declaration):
     Example:
         >>> Ema(0.99, every=10)
         Ema(0.99, every=10)
-        >>> Ema(every="1%").resolve(Horizon(total_steps=2000)).every
+        >>> Ema(every="1%").resolve(Horizon(batches=2000)).every
         20
     """
 
@@ -110,7 +111,7 @@ class Swa(Declaration):
         ArgumentTypeError: a value has the wrong type.
 
     Example:
-        >>> Swa("90%", every="1ep").resolve(Horizon(total_steps=500, steps_per_epoch=25))
+        >>> Swa("90%", every="1ep").resolve(Horizon(batches=500, batches_per_epoch=25))
         Swa(450, every=25)
     """
 

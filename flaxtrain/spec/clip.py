@@ -1,16 +1,18 @@
-"""What the kinds of clipping have in common."""
+"""What the kinds of clipping have in common, and what is asked of the two sorts of them."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+from flaxtrain.checks import answering
 from flaxtrain.durations import Horizon
 from flaxtrain.params.facts import ParamFact
 from flaxtrain.schedules import Schedule
 from flaxtrain.spec.declaration import Declaration, as_float, names_of, plain
 from flaxtrain.spec.hyperparameters import Number, check_scheduled
 from flaxtrain.spec.packed_numbers import PackedNumbers
-from flaxtrain.typing import Array
+from flaxtrain.typing import Array, ArrayLike
 
 __all__ = ["Clip"]
 
@@ -51,7 +53,16 @@ def _is_relative(value: Any) -> bool:
     return isinstance(value, Schedule) and not value.is_resolved
 
 
-class ScaleClip(Clip):
+class LimitClip(Clip):
+    """A clip whose only argument is a limit."""
+
+    @answering
+    def __init__(self, limit: ArrayLike | Callable[[ArrayLike], ArrayLike]) -> None:
+        self._set(limit=self._check(limit))
+
+
+@runtime_checkable
+class ScaleClip(Protocol):
     """One factor for all that is clipped together."""
 
     def factor(
@@ -64,10 +75,11 @@ class ScaleClip(Clip):
             bound: the number.
             memory: what was remembered.
         """
-        raise NotImplementedError
+        ...
 
 
-class ArrayClip(Clip):
+@runtime_checkable
+class ArrayClip(Protocol):
     """Clipping that looks at one parameter at a time."""
 
     def clip(self, grad: Array, bound: Array, param: Array, fact: ParamFact) -> Array:
@@ -79,4 +91,4 @@ class ArrayClip(Clip):
             param: the parameter.
             fact: the facts about it.
         """
-        raise NotImplementedError
+        ...

@@ -19,7 +19,7 @@ from flaxtrain.durations import DurationLike, Horizon, parse, to_steps
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import DecayRate
 from flaxtrain.optim.moments import moving_average
-from flaxtrain.spec.clip import ScaleClip
+from flaxtrain.spec.clip import Clip
 from flaxtrain.spec.declaration import as_float, plain
 from flaxtrain.spec.hyperparameters import Number
 from flaxtrain.spec.packed_numbers import PackedNumbers
@@ -29,7 +29,7 @@ __all__ = ["ClipZScore"]
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class ClipZScore(ScaleClip):
+class ClipZScore(Clip):
     """Clips a norm that is an outlier among the norms before it (ZClip).
 
     Kumar et al. 2025, arXiv:2504.02507. With mean mu and standard deviation sigma of the norms

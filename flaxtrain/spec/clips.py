@@ -26,7 +26,7 @@ from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim.moments import squared_magnitude
 from flaxtrain.params.facts import ParamFact
 from flaxtrain.params.units import own_axes, unit_axes
-from flaxtrain.spec.clip import ArrayClip, Clip, ScaleClip
+from flaxtrain.spec.clip import Clip, LimitClip
 from flaxtrain.spec.clip_z_score import ClipZScore
 from flaxtrain.spec.declaration import as_float, plain
 from flaxtrain.spec.hyperparameters import Number
@@ -37,7 +37,7 @@ __all__ = ["AdaptiveClip", "ClipBlockRms", "ClipNorm", "ClipValue"]
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class ClipNorm(ScaleClip):
+class ClipNorm(LimitClip):
     """Scales the whole gradient down to a largest norm; the same as `clip_norm=`.
 
     Args:
@@ -57,10 +57,6 @@ class ClipNorm(ScaleClip):
 
     number = "clip_norm"
 
-    @answering
-    def __init__(self, limit: ArrayLike | Callable[[ArrayLike], ArrayLike]) -> None:
-        self._set(limit=self._check(limit))
-
     def factor(
         self, norm: Array, bound: Array, memory: PackedNumbers
     ) -> tuple[Array, PackedNumbers]:
@@ -70,7 +66,7 @@ class ClipNorm(ScaleClip):
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class ClipValue(ArrayClip):
+class ClipValue(LimitClip):
     """Bounds every entry of the gradient.
 
     Args:
@@ -90,10 +86,6 @@ class ClipValue(ArrayClip):
 
     number = "clip_value"
 
-    @answering
-    def __init__(self, limit: ArrayLike | Callable[[ArrayLike], ArrayLike]) -> None:
-        self._set(limit=self._check(limit))
-
     def clip(self, grad: Array, bound: Array, param: Array, fact: ParamFact) -> Array:
         """Returns the gradient with entries in `[-limit, limit]`."""
         if not jnp.iscomplexobj(grad):
@@ -103,7 +95,7 @@ class ClipValue(ArrayClip):
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class ClipBlockRms(ArrayClip):
+class ClipBlockRms(LimitClip):
     """Scales the gradient of each parameter down to a largest root mean square.
 
     Each layer of a scanned stack counts by itself, as if it were not stacked.
@@ -124,10 +116,6 @@ class ClipBlockRms(ArrayClip):
 
     number = "clip_block_rms"
 
-    @answering
-    def __init__(self, limit: ArrayLike | Callable[[ArrayLike], ArrayLike]) -> None:
-        self._set(limit=self._check(limit))
-
     def clip(self, grad: Array, bound: Array, param: Array, fact: ParamFact) -> Array:
         """Returns the gradient, each array of it scaled."""
         squares = squared_magnitude(grad)
@@ -136,7 +124,7 @@ class ClipBlockRms(ArrayClip):
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class AdaptiveClip(ArrayClip):
+class AdaptiveClip(Clip):
     """Adaptive gradient clipping (AGC): each unit's gradient is at most a share of the unit.
 
     Brock et al. 2021, arXiv:2102.06171, equation 3. A unit of a kernel is what leads into one

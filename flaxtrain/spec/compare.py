@@ -91,6 +91,9 @@ def _declarations(place: str, a: Declaration, b: Declaration) -> Iterator[str]:
             yield from _rows(f"{place}{name}", _by_kind(one), _by_kind(two))
         elif name == "freeze":
             yield from _rows(f"{place}{name}", _by_choice(one), _by_choice(two))
+        elif name == "layer_of" and isinstance(one, Mapping) and isinstance(two, Mapping):
+            yield from _tables(f"{place}{name}", one, two, "[{!r}]".format)
+            yield from _order(f"{place}{name}", one, two)
         else:
             yield from _values(f"{place}{name}", one, two)
 
@@ -145,7 +148,11 @@ def _rows(
             yield f"{place}: {label!r} added"
         else:
             yield from _declarations(f"{place}[{label!r}].", a[label], b[label])
-    # The first group that selects a parameter has it, so the order says something.
+    yield from _order(place, a, b)
+
+
+def _order(place: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a change of order: the first group or layer that selects a parameter has it."""
     one, two = ([label for label in x if label in y] for x, y in ((a, b), (b, a)))
     if one != two:
         yield f"{place}: order {', '.join(one)} -> {', '.join(two)}"

@@ -57,11 +57,17 @@ def _declaration_as_data(value: Declaration) -> dict[str, Any]:
     kind = type(value).__name__
     table: dict[str, Any] = {"kind": kind} if kind in KINDS else {}
     return table | {
-        name: _optimizer_as_data(part)
-        if name == "optimizer"
-        else _as_data(part, f"{where}{name}=...)")
+        name: _part_as_data(name, part, f"{where}{name}=...)")
         for name, part in value.arguments().items()
     }
+
+
+def _part_as_data(name: str, part: Any, where: str) -> Any:
+    if name == "optimizer":
+        return _optimizer_as_data(part)
+    if name == "layer_of" and isinstance(part, Mapping):
+        part = list(part.items())  # whose order says something, which that of keys does not
+    return _as_data(part, where)
 
 
 def _optimizer_as_data(value: Any) -> Any:

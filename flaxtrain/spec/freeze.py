@@ -53,7 +53,7 @@ class Freeze(Declaration):
     Example:
         >>> Freeze("backbone/**", until="2ep")
         Freeze('backbone/**', until='2ep')
-        >>> Freeze("backbone/**", until="2ep").resolve(Horizon(steps_per_epoch=30)).until
+        >>> Freeze("backbone/**", until="2ep").resolve(Horizon(batches_per_epoch=30)).until
         60
     """
 

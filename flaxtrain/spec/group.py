@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flaxtrain.checks import check_number
+from flaxtrain.checks import answering, check_number
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim import TransformationLike
 from flaxtrain.params import DecayChoice, SelectorLike
@@ -42,7 +42,8 @@ class Group(Declaration):
         name: the group's name in states, tables and curves; default: made from `select`, such
             as `"head"` for `"head/**"`.
         learning_rate: a number >= 0, or a schedule, in place of the spec's.
-        lr_mult: factor >= 0 of the learning rate, the inherited one or the group's own.
+        lr_mult: factor >= 0 of the learning rate, the inherited one or the group's own; with
+            `rprop` of the first step sizes only, since later ones don't go by the rate.
         schedule: a schedule of the learning rate in place of the spec's; beside a number as
             `learning_rate`, a schedule of its factor.
         optimizer: another optimizer: a registered name, or a transformation object.
@@ -77,6 +78,7 @@ class Group(Declaration):
     clip: tuple[Clip, ...]
     hyperparameters: tuple[tuple[str, Any], ...]
 
+    @answering
     def __init__(
         self,
         select: SelectorLike,

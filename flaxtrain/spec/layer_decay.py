@@ -7,7 +7,7 @@ Clark et al. 2020, arXiv:2003.10555 (fine-tuning ELECTRA); Bao et al. 2021, arXi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -37,12 +37,12 @@ class LayerDecay(Declaration):
     Args:
         rate: the factor from one layer to the one before it, in (0, 1].
         min_scale: the smallest multiplier, in [0, 1].
-        layer_of: what decides instead of the facts. A mapping from selectors to layers >= 0:
-            the first that matches a parameter decides, parameters without a match keep the
-            layer from the facts, and a selector that matches nothing is an error. Or a function
-            from a `ParamFact` to its layer, for all parameters; for a stack it may return one
-            layer per slice, as nested tuples in the order and lengths of `scan_axes`. A
-            function can't be written as data.
+        layer_of: what decides instead of the facts. A mapping from selectors to layers >= 0,
+            or a list of such pairs: the first that matches a parameter decides, parameters
+            without a match keep the layer from the facts, and a selector that matches nothing
+            is an error. Or a function from a `ParamFact` to its layer, for all parameters; for
+            a stack it may return one layer per slice, as nested tuples in the order and lengths
+            of `scan_axes`. A function can't be written as data.
 
     Raises:
         ArgumentError: a value is out of range.
@@ -65,12 +65,15 @@ class LayerDecay(Declaration):
 
     @answering
     def __init__(
-        self, rate: float, min_scale: float = 0.0, layer_of: LayerOf | None = None
+        self,
+        rate: float,
+        min_scale: float = 0.0,
+        layer_of: LayerOf | Sequence[tuple[str, int]] | None = None,
     ) -> None:
         where = "LayerDecay"
         check_number("rate", rate, minimum=0.0, maximum=1.0, exclude=(0.0,), where=where)
         check_number("min_scale", min_scale, minimum=0.0, maximum=1.0, where=where)
-        if isinstance(layer_of, Mapping):
+        if isinstance(layer_of, (Mapping, list, tuple)):
             layer_of = _checked(layer_of)
         elif layer_of is not None and not callable(layer_of):
             raise ArgumentTypeError(
@@ -80,8 +83,29 @@ class LayerDecay(Declaration):
             )
         self._set(rate=float(rate), min_scale=float(min_scale), layer_of=layer_of)
 
+    def __eq__(self, other: object) -> bool:
+        # The first selector that matches decides, so their order says something.
+        same = super().__eq__(other)
+        if same is not True or not isinstance(other, LayerDecay):
+            return same
+        return _order(self.layer_of) == _order(other.layer_of)
 
-def _checked(layer_of: Mapping[Any, Any]) -> dict[str, int]:
+    __hash__ = Declaration.__hash__
+
+
+def _order(layer_of: LayerOf | None) -> list[str]:
+    return list(layer_of) if isinstance(layer_of, Mapping) else []
+
+
+def _checked(given: Any) -> dict[str, int]:
+    try:
+        layer_of = dict(given)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(
+            f"layer_of={given!r} is no list of pairs",
+            where="LayerDecay",
+            fix="pass a dict from selectors to layers, or a list of such pairs",
+        ) from None
     for choice, layer in layer_of.items():
         where = f"LayerDecay(layer_of={{{choice!r}: ...}})"
         if not isinstance(choice, str):

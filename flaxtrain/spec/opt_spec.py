@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from flaxtrain.checks import answering
 from flaxtrain.durations import Horizon, Resolvable
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike
 from flaxtrain.params import DecayChoice, SelectorLike
 from flaxtrain.spec.accumulation import AccumulateBatches, as_accumulation
@@ -28,7 +30,14 @@ from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
 from flaxtrain.spec.layer_decay import LayerDecay
 from flaxtrain.spec.spikes import Spikes
-from flaxtrain.spec.validate import as_freezes, as_groups, check_spec, with_floats
+from flaxtrain.spec.validate import (
+    as_freezes,
+    as_groups,
+    check_spec,
+    with_float_arguments,
+    with_floats,
+)
+from flaxtrain.text import counted
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["OptSpec"]
@@ -118,6 +127,7 @@ class OptSpec(Declaration):
     freeze: tuple[Freeze, ...]
     hyperparameters: tuple[tuple[str, Any], ...]
 
+    @answering
     def __init__(
         self,
         optimizer: str | TransformationLike,
@@ -139,7 +149,7 @@ class OptSpec(Declaration):
         **hyperparameters: Any,
     ) -> None:
         values = {
-            "optimizer": optimizer,
+            "optimizer": with_float_arguments(optimizer),
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "decay": as_decay(decay),
@@ -212,14 +222,29 @@ class OptSpec(Declaration):
             horizon: what is known about the run.
 
         Raises:
-            ArgumentError: `horizon` lacks a number that a duration needs.
+            ArgumentError: `horizon` lacks a number that a duration needs, or has another number
+                of batches to an update than the spec.
 
         Example:
             >>> from flaxtrain.schedules import cosine_decay_schedule
             >>> spec = OptSpec("sgd", cosine_decay_schedule(0.1, decay_steps="100%"))
-            >>> spec.resolve(Horizon(total_steps=500)).learning_rate
+            >>> spec.resolve(Horizon(batches=500)).learning_rate
             cosine_decay_schedule(init_value=0.1, decay_steps=500)
         """
+        count = self.accumulation.count
+        if not isinstance(horizon, Horizon):
+            raise ArgumentTypeError(
+                f"{horizon!r} is a {type(horizon).__name__}, not a Horizon",
+                where="OptSpec.resolve(horizon)",
+                fix="pass flaxtrain.durations.Horizon(batches=..., batches_per_epoch=...)",
+            )
+        if horizon != Horizon() and horizon.batches_per_update != count:
+            raise ArgumentError(
+                f"the horizon has batches_per_update={horizon.batches_per_update}, the spec "
+                f"makes an update of {counted(count, 'batch', 'batches')}",
+                where=f"OptSpec(accumulate={self.accumulate!r}).resolve",
+                fix=f"pass Horizon(..., batches_per_update={count})",
+            )
         return self.map(lambda value: _resolved(value, horizon))
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -148,6 +148,48 @@ def _changes(steps: Sequence[int], intervals: Mapping[Path, Sequence[_Interval]]
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
     """Returns the phase that a step is in."""
     return phases[bisect.bisect_right([phase.start for phase in phases], step) - 1]
+
+
+def shortened(
+    phases: Sequence[Phase], length: int, updates: int | None = None
+) -> tuple[Phase, ...]:
+    """Returns the same phases, of `length` updates each; the last goes on.
+
+    Args:
+        phases: those of a run.
+        length: of each phase, in updates.
+        updates: those of the run; phases that begin after its end are left out.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from flaxtrain.params import param_facts
+        >>> kernel = Freeze("kernel", until=500, rewarm=20)
+        >>> rules = [kernel, Freeze("bias", start=800, slots="drop")]
+        >>> phases = phases_of(rules, param_facts(nn.Dense(4), jnp.ones((1, 3))))
+        >>> [(phase.start, phase.stop) for phase in shortened(phases, 2)]
+        [(0, 2), (2, 4), (4, None)]
+        >>> shortened(phases, 2, updates=800)[-1].trained[("kernel",)]
+        Activity(age=0, thawed=2, rewarm=20)
+    """
+    reached = [phase for phase in phases if updates is None or phase.start < updates]
+    starts = {phase.start: length * place for place, phase in enumerate(reached)}
+    ages: dict[Path, int] = {}
+    found: list[Phase] = []
+    for phase in reached:
+        start = starts[phase.start]
+        ages |= {
+            path: ages[path] + length if how.age and path in ages else 0
+            for path, how in phase.trained.items()
+        }
+        trained = {
+            path: Activity(
+                ages[path], None if how.thawed is None else starts[how.thawed], how.rewarm
+            )
+            for path, how in phase.trained.items()
+        }
+        stop = None if phase is reached[-1] else start + length
+        found.append(replace(phase, start=start, stop=stop, trained=trained))
+    return tuple(found)
 
 
 class Changes(NamedTuple):

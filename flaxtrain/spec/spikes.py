@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from flaxtrain.checks import answering, check_choice, check_integer, check_number
-from flaxtrain.durations import DurationLike, Horizon, parse, to_steps
+from flaxtrain.durations import DurationLike, Horizon, parse, to_batches, to_steps
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.spec.declaration import Declaration, plain
 
@@ -43,7 +43,7 @@ class Spikes(Declaration):
     Example:
         >>> Spikes(window=64)
         Spikes(window=64)
-        >>> Spikes(warmup="5%").resolve(Horizon(total_steps=1000)).first_judged
+        >>> Spikes(warmup="5%").resolve(Horizon(batches=1000)).first_judged
         50
     """
 
@@ -87,8 +87,7 @@ class Spikes(Declaration):
         """
         if self.warmup is None:
             return self
-        batches = replace(horizon, batches_per_update=1)
-        warmup = to_steps(self.warmup, batches, where="Spikes: warmup")
+        warmup = to_batches(self.warmup, horizon, where="Spikes: warmup")
         return self.replace(warmup=max(3, warmup))
 
 

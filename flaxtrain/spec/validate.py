@@ -13,7 +13,7 @@ from flaxtrain.errors import (
     UnknownNameError,
     unknown_name,
 )
-from flaxtrain.optim import NAMED, with_extra_args
+from flaxtrain.optim import NAMED, GradientTransformation, with_extra_args
 from flaxtrain.optim.registry import NamedOptimizer
 from flaxtrain.optim.stages import DECAY
 from flaxtrain.optim.transform import same_value
@@ -93,9 +93,27 @@ def as_groups(groups: Any, optimizer: Any) -> tuple[Group, ...]:
     for group in as_tuple(groups, Group, where="OptSpec(groups=...)"):
         given = group.hyperparameters
         settled = with_floats(given, group.optimizer or optimizer)
-        same = same_value(settled, given)
-        found.append(group if same else group.replace(hyperparameters=settled))
+        own = with_float_arguments(group.optimizer)
+        same = own is group.optimizer and same_value(settled, given)
+        found.append(group if same else group.replace(optimizer=own, hyperparameters=settled))
     return tuple(found)
+
+
+def with_float_arguments(optimizer: Any) -> Any:
+    """Returns an object of a registered name made with floats where integers mean floats.
+
+    Example:
+        >>> from flaxtrain.optim import sgd
+        >>> with_float_arguments(sgd(1, momentum=0)).arguments
+        {'learning_rate': 1.0, 'momentum': 0.0}
+    """
+    entry = NAMED.get(getattr(optimizer, "name", None) or "")
+    if not isinstance(optimizer, GradientTransformation) or entry is None:
+        return optimizer
+    numbers = {"learning_rate", "weight_decay", *adjustable(entry)}
+    given = dict(optimizer.arguments)
+    floats = {name: as_float(v) if name in numbers else v for name, v in given.items()}
+    return optimizer if same_value(floats, given) else entry.factory(**floats)
 
 
 def with_floats(given: Sequence[tuple[str, T]], optimizer: Any) -> tuple[tuple[str, T], ...]:

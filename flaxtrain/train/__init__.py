@@ -7,6 +7,7 @@ from flaxtrain.train.casting import Casts, PolicyCasts
 from flaxtrain.train.contract import STEP_METRICS, LossFn, LossOutput
 from flaxtrain.train.diagnosis import diagnose_step
 from flaxtrain.train.findings import BadArray, Diagnosis, EntryStats, SpikeFound
+from flaxtrain.train.forward_pass import forward
 from flaxtrain.train.frozen_calls import CACHE_FROZEN, FrozenFeatures
 from flaxtrain.train.frozen_features import features_of, frozen_features
 from flaxtrain.train.keys import microbatch_key
@@ -15,10 +16,11 @@ from flaxtrain.train.options import StepOptions
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.recipe_making import make_recipe
 from flaxtrain.train.replay import BadModule
+from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import Counters, TrainState, eval_params, eval_state
 from flaxtrain.train.step import eval_step, predict_step, train_step
 from flaxtrain.train.supervised import SupervisedLoss, check_labels, check_loss
-from flaxtrain.train.trials import forward, row_outputs, trial_gradient
+from flaxtrain.train.trials import row_outputs, trial_gradient
 from flaxtrain.train.with_collection import CollectionLoss
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "NoAverage",
     "PolicyCasts",
     "Recipe",
+    "Rows",
     "SpikeFound",
     "StepOptions",
     "SupervisedLoss",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,13 @@ class AccumulatedBatches(struct.PyTreeNode):
 
 @runtime_checkable
 class Accumulation(Protocol):
-    """From the gradients of batches to those of updates; `OneBatch` and `SeveralBatches`."""
+    """From the gradients of batches to those of updates; `OneBatch` and `SeveralBatches`.
+
+    Attributes:
+        every_batch: whether every batch makes an update.
+    """
+
+    every_batch: ClassVar[bool]
 
     def init(self, trainable: Params, terms: Callable[[], int]) -> Any:
         """Returns what the state holds before the first batch of an update.
@@ -64,7 +70,7 @@ class Accumulation(Protocol):
         ...
 
     def emits(self, sums: Any) -> Array | bool:
-        """Whether the next batch completes an update; a Python `True` where each one does."""
+        """Whether the next batch completes an update."""
         ...
 
     def add(self, sums: Any, grads: Sequence[Updates], loss: Terms) -> Any:
@@ -84,6 +90,8 @@ class OneBatch:
         >>> OneBatch().init({"w": jnp.ones(2)}, lambda: 1)
         ()
     """
+
+    every_batch: ClassVar[bool] = True
 
     def init(self, trainable: Params, terms: Callable[[], int]) -> tuple[()]:
         """Returns nothing."""
@@ -132,6 +140,7 @@ class SeveralBatches:
         2.0 3.0 0
     """
 
+    every_batch: ClassVar[bool] = False
     count: int
 
     def init(self, trainable: Params, terms: Callable[[], int]) -> AccumulatedBatches:

@@ -14,8 +14,9 @@ lookahead, the floating leaves of the collections. It is float32 at least.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,25 +29,34 @@ from flaxtrain.typing import Array, Collections, Params, PyTree
 __all__ = ["NO_AVERAGE", "Average", "NoAverage", "begin_average"]
 
 
-class Average(struct.PyTreeNode):
-    """An average of the weights; see the subclasses for what is particular to each.
+@runtime_checkable
+class Average(Protocol):
+    """What the training step asks of an average of the weights; a pytree, kept in the state."""
 
-    Attributes:
-        params: the averaged parameters, nested dicts, float32 or wider.
-        collections: the averaged collections likewise; empty for lookahead.
-        count: int32 scalar, how often the average was updated.
-        rule: what is averaged, with durations in steps.
-    """
+    @property
+    def params(self) -> Params:
+        """The averaged parameters, nested dicts, float32 or wider."""
+        ...
 
-    params: Params
-    collections: Collections
-    count: Any  # an Array
-    rule: Any = struct.field(pytree_node=False)
+    @property
+    def collections(self) -> Collections:
+        """The averaged collections likewise; empty for lookahead."""
+        ...
+
+    @property
+    def count(self) -> Any:
+        """How often the average was updated, an int32 scalar."""
+        ...
+
+    @property
+    def rule(self) -> Averaging | None:
+        """What is averaged, with durations in steps."""
+        ...
 
     @property
     def begun(self) -> Array:
         """Whether there is an average yet, a bool scalar."""
-        return jnp.array(True)
+        ...
 
     def update(
         self,
@@ -66,19 +76,9 @@ class Average(struct.PyTreeNode):
         Returns:
             The average after, and the parameters to go on with.
         """
+        ...
 
-        def moved() -> Average:
-            return self.replace(
-                params=self._towards(self.params, params),
-                collections=self._towards(self.collections, collections),
-                count=self.count + 1,
-            )
-
-        due = self._is_due(step)
-        # A select, in one pass with the average itself: a conditional would copy the average.
-        return moved() if due is True else where(due, moved(), self), params
-
-    def value(self, params: Params, collections: Collections) -> tuple[Params, Collections]:
+    def weights(self, params: Params, collections: Collections) -> tuple[Params, Collections]:
         """Returns the parameters and collections to evaluate with.
 
         Args:
@@ -86,40 +86,24 @@ class Average(struct.PyTreeNode):
                 taken.
             collections: the collections of training, likewise.
         """
-        return _with(params, self.params), _with(collections, self.collections)
+        ...
 
     def with_collections(self, part: Mapping[str, Any]) -> Average:
         """Returns the average with these collections, or parts of them, in place of its own."""
-        return self.replace(collections=graft(part, self.collections))
-
-    def _is_due(self, step: Array) -> Array | bool:
-        """Whether the average is updated after this step; a bool where that is always so."""
-        every = int(self.rule.every)
-        return every == 1 or step % every == 0
-
-    def _weight(self, count: Array) -> Any:
-        """Returns how far the average moves; `count` is a float of its precision."""
-        raise NotImplementedError
-
-    def _towards(self, average: PyTree, new: PyTree) -> PyTree:
-        def move(mean: Array, leaf: Array) -> Array:
-            count = self.count.astype(jnp.finfo(mean.dtype).dtype)
-            return mean + self._weight(count) * (leaf.astype(mean.dtype) - mean)
-
-        return jax.tree.map(move, average, _chosen(new, flatten(average)))
+        ...
 
 
-class NoAverage(Average):
+class NoAverage(struct.PyTreeNode):
     """There is no average: no array, and nothing happens."""
 
     params: Params = struct.field(default_factory=dict)
     collections: Collections = struct.field(default_factory=dict)
     count: Any = ()
-    rule: Any = struct.field(pytree_node=False, default=None)
+    rule: None = struct.field(pytree_node=False, default=None)
 
     @property
     def begun(self) -> Array:
-        """Whether there is an average yet, a bool scalar."""
+        """False: there never is one."""
         return jnp.array(False)
 
     def update(
@@ -132,16 +116,78 @@ class NoAverage(Average):
         """Returns itself and the parameters."""
         return self, params
 
-    def value(self, params: Params, collections: Collections) -> tuple[Params, Collections]:
+    def weights(self, params: Params, collections: Collections) -> tuple[Params, Collections]:
         """Returns the parameters and collections."""
         return params, collections
+
+    def with_collections(self, part: Mapping[str, Any]) -> Average:
+        """Returns itself."""
+        return self
 
 
 NO_AVERAGE = NoAverage()
 """The average of a run that keeps none."""
 
 
-class EmaAverage(Average):
+class _Moving(struct.PyTreeNode, ABC):
+    """An average that moves towards the trained weights when it is due."""
+
+    params: Params
+    collections: Collections
+    count: Any  # an Array
+    rule: Any = struct.field(pytree_node=False)
+
+    @property
+    def begun(self) -> Array:
+        """True: it begins as the weights that training begins with."""
+        return jnp.array(True)
+
+    def update(
+        self,
+        params: Params,
+        collections: Collections,
+        step: Array,
+        trainable: Collection[Path] | None = None,
+    ) -> tuple[Average, Params]:
+        """Moves the average when it is time; the trained weights stay as they are."""
+
+        def moved() -> Average:
+            return self.replace(
+                params=self._towards(self.params, params),
+                collections=self._towards(self.collections, collections),
+                count=self.count + 1,
+            )
+
+        due = self._is_due(step)
+        # A select, in one pass with the average itself: a conditional would copy the average.
+        return moved() if due is True else where(due, moved(), self), params
+
+    def weights(self, params: Params, collections: Collections) -> tuple[Params, Collections]:
+        """Returns the average, in the dtypes of training."""
+        return _with(params, self.params), _with(collections, self.collections)
+
+    def with_collections(self, part: Mapping[str, Any]) -> Average:
+        """Returns the average with these collections, or parts of them, in place of its own."""
+        return self.replace(collections=graft(part, self.collections))
+
+    def _is_due(self, step: Array) -> Array | bool:
+        """Whether the average is updated after this step; a bool where that is always so."""
+        every = int(self.rule.every)
+        return every == 1 or step % every == 0
+
+    @abstractmethod
+    def _weight(self, count: Array) -> Any:
+        """Returns how far the average moves; `count` is a float of its precision."""
+
+    def _towards(self, average: PyTree, new: PyTree) -> PyTree:
+        def move(mean: Array, leaf: Array) -> Array:
+            count = self.count.astype(jnp.finfo(mean.dtype).dtype)
+            return mean + self._weight(count) * (leaf.astype(mean.dtype) - mean)
+
+        return jax.tree.map(move, average, _chosen(new, flatten(average)))
+
+
+class EmaAverage(_Moving):
     """An exponential moving average."""
 
     rule: Ema = struct.field(pytree_node=False)
@@ -152,8 +198,8 @@ class EmaAverage(Average):
         return jnp.maximum(9.0 / (10.0 + count), rest) if self.rule.warmup else rest
 
 
-class SwaAverage(Average):
-    """A mean that begins at some step; before, it is zero, and its value the weights as is."""
+class SwaAverage(_Moving):
+    """A mean that begins at some step; before, it is zero, and its weights the trained ones."""
 
     rule: Swa = struct.field(pytree_node=False)
 
@@ -162,9 +208,9 @@ class SwaAverage(Average):
         """Whether there is an average yet, a bool scalar."""
         return self.count > 0
 
-    def value(self, params: Params, collections: Collections) -> tuple[Params, Collections]:
-        """Returns the parameters and collections to evaluate with."""
-        mean, raw = super().value(params, collections), (params, collections)
+    def weights(self, params: Params, collections: Collections) -> tuple[Params, Collections]:
+        """Returns the mean, or the trained weights before it begins."""
+        mean, raw = super().weights(params, collections), (params, collections)
         return jax.tree.map(lambda new, old: jnp.where(self.begun, new, old), mean, raw)
 
     def _is_due(self, step: Array) -> Array | bool:
@@ -177,7 +223,7 @@ class SwaAverage(Average):
         return 1.0 / (count + 1.0)
 
 
-class LookaheadAverage(Average):
+class LookaheadAverage(_Moving):
     """Slow weights. A frozen parameter is followed too, and never written."""
 
     rule: Lookahead = struct.field(pytree_node=False)
@@ -210,7 +256,7 @@ class LookaheadAverage(Average):
         return self.rule.slow_step_size
 
 
-_KINDS: dict[type[Any], type[Average]] = {
+_KINDS: dict[type[Any], type[_Moving]] = {
     Ema: EmaAverage,
     Swa: SwaAverage,
     Lookahead: LookaheadAverage,
@@ -235,7 +281,7 @@ def begin_average(
         >>> params = {"w": jnp.array([1.0])}
         >>> average = begin_average(Ema(0.5, warmup=False), params, {})
         >>> average, _ = average.update({"w": jnp.array([3.0])}, {}, jnp.int32(1))
-        >>> print(average.value(params, {})[0]["w"])
+        >>> print(average.weights(params, {})[0]["w"])
         [2.]
     """
     if rule is None:

@@ -1,17 +1,19 @@
-"""Statistics of BatchNorm formed anew: means over batches, for weights that were never trained.
+"""Statistics of BatchNorm formed anew, over the rows of all batches, for averaged weights.
 
 Averaged weights have other activations than those which they are an average of, so BatchNorm's
 running statistics don't fit them (Izmailov et al. 2018, arXiv:1803.05407, section 3.2). Of
 batches i with n_i rows, in which BatchNorm finds the mean m_i and the variance v_i:
-    mean = sum_i n_i m_i / sum_i n_i        var = sum_i n_i v_i / sum_i n_i
-as running means, N_i being the rows so far: a <- a + (n_i / N_i) (m_i - a).
+    mean = sum_i n_i m_i / sum_i n_i
+    var  = sum_i n_i (v_i + m_i^2) / sum_i n_i - mean^2
+which are those of all rows, however they are divided into batches (Wu & Johnson 2021,
+arXiv:2105.07576, section 3). Batch by batch, with s = n_i / N_i and N_i the rows so far:
+    var <- var + s (v_i - var + (1 - s) (m_i - mean)^2),   mean <- mean + s (m_i - mean)
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,33 +22,32 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.errors import ModelError
-from flaxtrain.train.contract import call_loss
+from flaxtrain.params.intercept import MethodCall, attribute, intercepted_under_jit
+from flaxtrain.train.forward_pass import forward
 from flaxtrain.train.frozen_calls import Calls
 from flaxtrain.train.frozen_modules import FrozenModules
 from flaxtrain.train.keys import fold_key
 from flaxtrain.train.recipe import Recipe
-from flaxtrain.train.rows import row_weights
+from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import TrainState
 from flaxtrain.tree import Path, flatten, unflatten, widened
 from flaxtrain.typing import Array, ArrayLike, Batch, Key
 
 __all__ = ["BatchStatistics", "add_batch", "no_batches"]
 
-_fresh = itertools.count()
-
 
 class BatchStatistics(NamedTuple):
-    """Means over the batches so far.
+    """What the batches so far have.
 
     Attributes:
         batches: int32 scalar, the number of batches.
         rows: int32 scalar, the rows in them; padding does not count.
-        means: BatchNorm's part of the collections, nested dicts, float32 or wider.
+        values: BatchNorm's part of the collections, nested dicts, float32 or wider.
     """
 
     batches: Array
     rows: Array
-    means: dict[str, Any]
+    values: dict[str, Any]
 
 
 def no_batches(
@@ -58,10 +59,10 @@ def no_batches(
         ModelError: the model has no BatchNorm.
     """
     shapes = jax.eval_shape(partial(_formed, recipe), state, batch, mask)
-    means = jax.tree.map(
+    zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes
     )
-    return BatchStatistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), means)
+    return BatchStatistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), zeros)
 
 
 def add_batch(
@@ -90,32 +91,30 @@ def add_batch(
         >>> recipe = make_recipe(nn.BatchNorm(False), OptSpec("sgd", 0.1), batch)
         >>> state = recipe.init(seed=0)
         >>> found = add_batch(recipe, state, no_batches(recipe, state, batch), batch)
-        >>> print(found.rows, found.means["batch_stats"]["mean"])
+        >>> print(found.rows, found.values["batch_stats"]["mean"])
         2 [2.]
     """
     own = state.replace(rng=fold_key(state.rng, "batch_statistics", statistics.batches))
-    found = widened(_formed(recipe, own, batch, mask))
-    _, real, _ = row_weights(batch, mask)
-    length = jax.tree.leaves(batch)[0].shape[0]
-    size = jnp.asarray(length if real is None else jnp.sum(real), jnp.int32)
+    new = flatten(widened(_formed(recipe, own, batch, mask)))
+    size = Rows.of(batch, mask).examples
     rows = statistics.rows + size
+    apart = {path: new[path] - leaf for path, leaf in flatten(statistics.values).items()}
 
-    def move(mean: Array, new: Array) -> Array:
-        return mean + size.astype(mean.dtype) / rows.astype(mean.dtype) * (new - mean)
+    def moved(path: Path, old: Array) -> Array:
+        share = size.astype(old.dtype) / rows.astype(old.dtype)
+        between = jnp.abs(apart[*path[:-1], "mean"]) ** 2 if path[-1] == "var" else 0.0
+        return old + share * (apart[path] + (1 - share) * between)
 
-    means = jax.tree.map(move, statistics.means, found)
-    return BatchStatistics(statistics.batches + 1, rows, means)
+    found = {path: moved(path, leaf) for path, leaf in flatten(statistics.values).items()}
+    return BatchStatistics(statistics.batches + 1, rows, unflatten(found))
 
 
 def _formed(
     recipe: Recipe, state: TrainState, batch: Batch, mask: ArrayLike | None
 ) -> dict[str, Any]:
     """Returns what BatchNorm finds in one batch, at the places where it stores it."""
-    batch, real, weight = row_weights(batch, mask)
-    model = recipe.bind(state, state.params, train=True, mask=real, weight=weight)
-    model.frozen_calls = calls = _WithoutMomentum()
-    call_loss(recipe.loss_fn, model, batch)
-    table = flatten(model.collections)
+    calls = _WithoutMomentum()
+    table = flatten(forward(recipe, state, Rows.of(batch, mask), calls=calls)[1])
     chosen = {path: leaf for path, leaf in table.items() if path[1:-1] in calls.found}
     if not chosen:
         raise ModelError(
@@ -136,37 +135,14 @@ class _WithoutMomentum(Calls):
     def __init__(self) -> None:
         self.found: set[Path] = set()
 
-    @contextmanager
     def applied(
         self, frozen: FrozenModules, rngs: Mapping[str, Key]
-    ) -> Iterator[dict[str, Key]]:
-        # A method under `nn.jit` would take a program that was traced with the momentum: a
-        # stream with a name that was never used makes it another call.
-        stream = f"_statistics_{next(_fresh)}"
-        key = next(iter(rngs.values()), None)
-        with nn.intercept_methods(partial(self._intercept, stream)):
-            yield {stream: jax.random.key(0) if key is None else key}
+    ) -> AbstractContextManager[dict[str, Key]]:
+        return intercepted_under_jit(self._intercept, rngs)
 
-    def _intercept(
-        self,
-        stream: str,
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        module, scope = context.module, context.module.scope
-        if scope is not None and scope.rngs and stream not in scope.rngs:
-            # nn.scan and nn.vmap pass on only the streams that they split.
-            scope.rngs[stream] = next(iter(scope.rngs.values()))
-            scope.rng_counters[stream] = 0
-        forms = isinstance(module, nn.BatchNorm) and context.method_name == "__call__"
-        if scope is None or not forms:
-            return following(*args, **kwargs)
-        self.found.add(tuple(scope.path))
-        momentum = module.momentum
-        object.__setattr__(module, "momentum", 0.0)
-        try:
-            return following(*args, **kwargs)
-        finally:
-            object.__setattr__(module, "momentum", momentum)
+    def _intercept(self, call: MethodCall) -> Any:
+        if not isinstance(call.module, nn.BatchNorm) or call.method != "__call__":
+            return call.run()
+        self.found.add(tuple(call.path))
+        with attribute(call.module, "momentum", 0.0):
+            return call.run()

@@ -13,9 +13,8 @@ A module whose `dtype` the model itself sets keeps it, with its parameters as th
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.params import Facts, ParamFact
+from flaxtrain.params.intercept import MethodCall, attribute, intercepted_under_jit
 from flaxtrain.precision import Policy, Precision
 from flaxtrain.tree import Path, key_of
 from flaxtrain.typing import DTypeLike, Key, Params
@@ -94,17 +94,13 @@ class Casts:
         """Returns what the model puts out, as the loss function takes it."""
         return tree
 
-    @contextmanager
-    def applied(self, rngs: Mapping[str, Key]) -> Iterator[dict[str, Key]]:
-        """Is entered while the model is applied.
+    def applied(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
+        """Returns a context in which the model is applied: streams to add to `rngs`.
 
         Args:
             rngs: the random streams of the call.
-
-        Yields:
-            Streams to add to `rngs`.
         """
-        yield {}
+        return nullcontext({})
 
 
 AS_WRITTEN = Casts(Precision())
@@ -186,25 +182,16 @@ class PolicyCasts(Casts):
         return frozenset(path for path in self.parameters if path[:-1] in self._explicit)
 
     @cached_property
-    def _name(self) -> str:
-        text = repr((sorted(self.regions.items()), self.around, sorted(self._explicit)))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _settings(self) -> str:
+        return repr((sorted(self.regions.items()), self.around, sorted(self._explicit)))
 
-    @contextmanager
-    def applied(self, rngs: Mapping[str, Key]) -> Iterator[dict[str, Key]]:
-        """Sets the dtypes of the modules of a model that is applied in this context.
+    def applied(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
+        """Returns a context in which the modules of a model that is applied have their dtypes.
 
         Args:
             rngs: the random streams of the call.
-
-        Yields:
-            Streams to add to `rngs`.
         """
-        # A model under `nn.jit` would take a program that was traced with other dtypes. A
-        # stream of another name makes it another call.
-        key = next(iter(rngs.values()), None)
-        with nn.intercept_methods(_Call(self).intercept):
-            yield {f"_precision_{self._name}": jax.random.key(0) if key is None else key}
+        return intercepted_under_jit(_Call(self).intercept, rngs, self._settings)
 
 
 class _Call:
@@ -213,62 +200,50 @@ class _Call:
     def __init__(self, casts: PolicyCasts) -> None:
         self._casts, self._now = casts, casts.around
 
-    def intercept(
-        self,
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        module, casts = context.module, self._casts
-        if module.scope is None:
-            return following(*args, **kwargs)
-        path, around = module.scope.path, self._now
-        seen = casts.modules.get(path)
+    def intercept(self, call: MethodCall) -> Any:
+        casts, around = self._casts, self._now
+        seen = casts.modules.get(call.path)
         if seen is not None and seen.dtype is not None:
-            return following(*args, **kwargs)
-        here = casts.regions.get(path, around)
-        with _dtype_of(module, here.compute, known=seen is not None):
-            if here == around or not _is_entered(context):
-                return _same_carry(context, args, following(*args, **kwargs))
+            return call.run()
+        here = casts.regions.get(call.path, around)
+        with _dtype_of(call.module, here.compute, known=seen is not None):
+            if here == around or not _is_entered(call):
+                return _same_carry(call, call.run())
             self._now = here
             try:
-                cast, named = _cast_tree((args, kwargs), here.compute)
-                result = following(*cast, **named)
+                args, kwargs = _cast_tree((call.args, call.kwargs), here.compute)
+                result = call.following(*args, **kwargs)
             finally:
                 self._now = around
-            result = _cast_tree(result, here.output or around.compute)
-            return _same_carry(context, args, result)
+            return _same_carry(call, _cast_tree(result, here.output or around.compute))
 
 
-def _is_entered(context: Any) -> bool:
+def _is_entered(call: MethodCall) -> bool:
     """Whether a method of a module is called: no setup, and no function lifted on the module.
 
     `nn.scan(function)(module, ...)` runs the function as if it were the module's; the module's
     own methods are called within.
     """
-    name = context.method_name
-    return name != "setup" and hasattr(type(context.module), name)
+    return call.method != "setup" and hasattr(type(call.module), call.method)
 
 
-def _same_carry(context: Any, args: tuple[Any, ...], result: Any) -> Any:
+def _same_carry(call: MethodCall, result: Any) -> Any:
     """Returns what a recurrent cell returns, with the carry in the dtype in which it came.
 
     Cells make their first carry themselves, in the dtype of their parameters, and a scan over
     time wants the same at every step.
     """
-    if not isinstance(context.module, nn.RNNCellBase) or context.method_name != "__call__":
+    if not isinstance(call.module, nn.RNNCellBase) or call.method != "__call__":
         return result
-    if not args or not isinstance(result, tuple):
+    if not call.args or not isinstance(result, tuple):
         return result
-    return (
-        jax.tree.map(lambda new, old: _cast(new, old.dtype), result[0], args[0]),
-        *result[1:],
-    )
+    carry = jax.tree.map(lambda new, old: _cast(new, old.dtype), result[0], call.args[0])
+    return carry, *result[1:]
 
 
-@contextmanager
-def _dtype_of(module: nn.Module, dtype: np.dtype[Any], *, known: bool) -> Iterator[None]:
+def _dtype_of(
+    module: nn.Module, dtype: np.dtype[Any], *, known: bool
+) -> AbstractContextManager[None]:
     """Sets a module's dtype for as long as one of its methods runs.
 
     Args:
@@ -277,15 +252,9 @@ def _dtype_of(module: nn.Module, dtype: np.dtype[Any], *, known: bool) -> Iterat
         known: whether the model is known to leave the dtype open. What stands there then is
             None, or what the module around hands on of its own.
     """
-    before = getattr(module, "dtype", None) if has_dtype_field(module) else None
-    if not has_dtype_field(module) or not (known or before is None):
-        yield
-        return
-    object.__setattr__(module, "dtype", dtype)
-    try:
-        yield
-    finally:
-        object.__setattr__(module, "dtype", before)
+    if has_dtype_field(module) and (known or getattr(module, "dtype", None) is None):
+        return attribute(module, "dtype", dtype)
+    return nullcontext()
 
 
 def has_dtype_field(module: nn.Module) -> bool:

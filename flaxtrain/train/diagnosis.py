@@ -21,13 +21,14 @@ from flaxtrain import tree
 from flaxtrain.metrics import Terms
 from flaxtrain.params import Facts, ParamFact
 from flaxtrain.precision import DynamicScale
-from flaxtrain.train.contract import LossOutput, call_loss
+from flaxtrain.train.contract import LossOutput
 from flaxtrain.train.findings import BadArray, Diagnosis, EntryStats, SpikeFound
-from flaxtrain.train.gradient import Rows, gradient
+from flaxtrain.train.forward_pass import forward
+from flaxtrain.train.gradient import gradient
 from flaxtrain.train.keys import microbatch_key, step_key
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.replay import BadModule, ModuleCalls
-from flaxtrain.train.rows import row_weights
+from flaxtrain.train.rows import Rows
 from flaxtrain.train.spike_window import SpikeWindow
 from flaxtrain.train.state import TrainState
 from flaxtrain.tree import path_name
@@ -67,7 +68,7 @@ def diagnose_step(
     """
     batch, mask = jax.tree.map(jnp.asarray, (batch, mask))  # as in the compiled step
     notes: list[str] = []
-    inputs = _attempt("the batch", lambda: _entries(batch), notes)
+    inputs = _attempt("the batch", lambda: _entries(batch, mask), notes)
     bad = _attempt("the parameters", lambda: _bad_parameters(recipe, state), notes)
     found = Diagnosis(
         step=int(state.step),
@@ -79,8 +80,10 @@ def diagnose_step(
     if part is not None:
         found = replace(found, **_findings(recipe, part))
     if part is not None and not found.is_finite:
-        modules = _attempt("the modules", lambda: _modules(recipe, part), notes)
-        found = replace(found, modules=modules or ())
+        modules = _attempt("the modules", lambda: _modules(recipe, part, notes), notes) or ()
+        given = any(entry.bad for entry in found.inputs)  # an infinity from the batch, likely
+        kept = [module for module in modules if module.finite_arguments or not given]
+        found = replace(found, modules=tuple(kept))
     return replace(found, notes=tuple(notes))
 
 
@@ -97,11 +100,15 @@ def _attempt(name: str, look: Callable[[], T], notes: list[str]) -> T | None:
 # The batch.
 
 
-def _entries(batch: Batch) -> tuple[EntryStats, ...]:
-    return tuple(_entry(name, np.asarray(leaf)) for name, leaf in tree.named_leaves(batch))
+def _entries(batch: Batch, mask: ArrayLike | None) -> tuple[EntryStats, ...]:
+    """Returns the statistics of the real rows: padding repeats one of them."""
+    leaves = {name: np.asarray(leaf) for name, leaf in tree.named_leaves(batch)}
+    whole = range(min(map(len, leaves.values()), default=0))
+    numbers = np.asarray(whole) if mask is None else np.flatnonzero(np.asarray(mask))
+    return tuple(_entry(name, leaf[numbers], numbers) for name, leaf in leaves.items())
 
 
-def _entry(name: str, array: np.ndarray) -> EntryStats:
+def _entry(name: str, array: np.ndarray, numbers: np.ndarray) -> EntryStats:
     # numpy does not know that jax's small floats are numbers.
     inexact = jnp.issubdtype(array.dtype, jnp.inexact)
     wide = np.abs(array) if array.dtype.kind == "c" else array
@@ -109,7 +116,7 @@ def _entry(name: str, array: np.ndarray) -> EntryStats:
     good = np.isfinite(wide) if inexact else np.ones(array.shape, bool)
     values = wide[good]
     known = values.size > 0
-    rows = np.flatnonzero(~good.reshape(len(array), -1).all(axis=1)) if array.ndim else ()
+    rows = numbers[~good.all(axis=tuple(range(1, good.ndim)))]
     with np.errstate(over="ignore"):
         mean = float(values.mean()) if known else float("nan")
     return EntryStats(
@@ -141,10 +148,10 @@ class _Numbers(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 def _run(recipe: Recipe, state: TrainState, rows: Rows, key: Key) -> _Numbers:
     """Makes the step up to its gradient, and counts what is not finite."""
-    trainable, frozen = state.split_params()
+    trainable, _ = state.split_params()
 
     def objective(trainable: Params) -> tuple[Array, tuple[LossOutput, Collections]]:
-        output, collections = _forward(recipe, state, _whole(trainable, frozen), rows, key)
+        output, collections = forward(recipe, state, rows, trainable=trainable, key=key)
         return state.loss_scale.scale(output.loss.compute()), (output, collections)
 
     grads, (output, collections) = jax.grad(objective, has_aux=True)(trainable)
@@ -178,17 +185,6 @@ def _numbers(
         collections=_counts(collections, None),
         after=collections,
     )
-
-
-def _whole(trainable: Params, frozen: Params) -> Params:
-    return tree.graft(trainable, frozen) if frozen else trainable
-
-
-def _forward(
-    recipe: Recipe, state: TrainState, params: Params, rows: Rows, key: Key
-) -> tuple[LossOutput, Collections]:
-    model = recipe.bind(state, params, train=True, key=key, mask=rows.real, weight=rows.weight)
-    return call_loss(recipe.loss_fn, model, rows.batch), model.collections
 
 
 def _counts(arrays: PyTree, facts: Facts | None) -> dict[str, Array]:
@@ -232,7 +228,7 @@ class _Part(NamedTuple):
 
 def _part(recipe: Recipe, state: TrainState, batch: Batch, mask: ArrayLike | None) -> _Part:
     """Runs the microbatches in order; returns the first bad one, or else the whole batch."""
-    rows = Rows(*row_weights(batch, mask))
+    rows = Rows.of(batch, mask)
     count = recipe.spec.accumulation.microbatches
     key = recipe.accumulation.key(step_key(state.rng, state.step), state.accumulated)
     if count == 1:
@@ -327,7 +323,9 @@ def _order(fact: ParamFact, layer: tuple[int, ...], facts: Facts) -> tuple[Any, 
 # Modules.
 
 
-def _modules(recipe: Recipe, part: _Part) -> tuple[BadModule, ...]:
+def _modules(recipe: Recipe, part: _Part, notes: list[str]) -> tuple[BadModule, ...]:
     calls, state = ModuleCalls(), part.state
-    calls.watched(lambda: _forward(recipe, state, state.params, part.rows, part.key))
+    calls.watched(lambda: forward(recipe, state, part.rows, key=part.key))
+    if calls.gave_up:
+        notes.append(f"the modules were looked at for {calls.seconds:g} s, not to the end")
     return calls.breaks(recipe.facts)

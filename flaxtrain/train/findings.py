@@ -154,14 +154,25 @@ class Diagnosis:
         return any(not 0 <= weight < math.inf for weight in self.weight)
 
     @property
+    def was_run(self) -> bool:
+        """Whether loss and gradient could be formed again; else `notes` says why not."""
+        return self.loss is not None
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the batch has no weight, so that there is no step to make."""
+        return self.was_run and not any(self.weight)
+
+    @property
     def _loss_is_finite(self) -> bool:
-        return self.loss is None or math.isfinite(self.loss)
+        return self.loss is None or self.is_void or math.isfinite(self.loss)
 
     @property
     def is_finite(self) -> bool:
-        """Whether the replay found nothing that is not finite."""
+        """Whether the batch was run again, and nothing found that is not finite."""
         found = self.parameter or self.gradient or self.modules or self.collections
-        return not found and self._loss_is_finite and not self.weights_are_bad
+        finite = self.was_run and self._loss_is_finite and not self.weights_are_bad
+        return finite and not found
 
     @property
     def what(self) -> str:
@@ -183,8 +194,10 @@ class Diagnosis:
             return "a module's output became NaN or infinite, loss and gradient are finite"
         if self.spike is not None:
             return f"{self.spike}"
-        if self.loss is None:
-            return "the loss became NaN or infinite, or the gradient, or a collection"
+        if not self.was_run:
+            return "the batch could not be run again"
+        if self.is_void:
+            return "the batch has no weight, so that no step is made of it"
         return "everything is finite when the batch is run again"
 
     @property
@@ -217,7 +230,8 @@ class Diagnosis:
     def _module_lines(self) -> list[str]:
         if self.modules:
             return [f"module: {found}" for found in self.modules[:3]]
-        if self.is_finite or any("modules" in note for note in self.notes):
+        looked = self.was_run and not any("modules" in note for note in self.notes)
+        if self.is_finite or not looked:
             return []
         if any(entry.bad for entry in self.inputs):
             return ["module: none, what is not finite was in the batch already"]

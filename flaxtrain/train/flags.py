@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from flaxtrain.params.intercept import MethodCall
+
 # Nothing here is public: `FrozenModules` is.
 __all__ = []
 
@@ -32,21 +34,21 @@ def force_attributes(module: nn.Module, forced: Mapping[str, bool]) -> None:
             object.__setattr__(module, name, value)
 
 
-def forced_arguments(
-    context: Any, forced: Mapping[str, bool], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def forced_call(call: MethodCall, forced: Mapping[str, bool]) -> MethodCall:
     """Sets the flags that an intercepted method takes: by position, by name, or left out.
 
     A flag that is None stays so where an attribute has its value: `nn.merge_param` raises if
     both are given. A lifted method (of `nn.scan(Block)`, say) is intercepted within the lift.
 
     Args:
-        context: the `nn.module.InterceptorContext`.
+        call: the intercepted call.
         forced: values by name; names that the method doesn't take are passed over.
-        args: of the call.
-        kwargs: of the call.
+
+    Returns:
+        The call that is to be made.
     """
-    parameters = inspect.signature(context.orig_method).parameters
+    args, kwargs = call.args, call.kwargs
+    parameters = inspect.signature(call.context.orig_method).parameters
     kinds = {name: parameter.kind for name, parameter in parameters.items()}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -57,11 +59,11 @@ def forced_arguments(
         if name not in given and kinds.get(name) not in by_name:
             return False
         value = given[name] if name in given else parameters[name].default
-        return value is not None or _stored(context.module, name) is None
+        return value is not None or _stored(call.module, name) is None
 
     changed = {name: value for name, value in forced.items() if changes(name)}
     first = [changed.pop(name, arg) for name, arg in zip(positions, args, strict=False)]
-    return (*first, *args[len(first) :]), {**kwargs, **changed}
+    return call._replace(args=(*first, *args[len(first) :]), kwargs={**kwargs, **changed})
 
 
 def _stored(module: nn.Module, name: str) -> Any:

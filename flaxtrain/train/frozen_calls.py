@@ -7,10 +7,9 @@ same order each time it is traced, so a call is known by its number.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from flax.core import current_trace
 
 from flaxtrain.errors import ModelError
+from flaxtrain.params.intercept import MethodCall, intercepted_under_jit
 from flaxtrain.train.frozen_modules import FrozenModule, FrozenModules
 from flaxtrain.tree import Path, flatten, path_name
 from flaxtrain.typing import Key
@@ -42,8 +42,6 @@ CACHE_FROZEN = "fit(cache_frozen=True)"
 """Where, errors say, features were asked for that can't be cached."""
 
 _ARRAYS = (jax.Array, np.ndarray)
-
-_fresh = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ class FrozenCall:
         name = path_name(self.path)
         return name if self.method == "__call__" else f"{name}.{self.method}"
 
-    def fits(self, context: Any) -> bool:
-        """Whether this is the call that flax describes."""
-        return (self.path, self.method) == (context.module.scope.path, context.method_name)
+    def fits(self, call: MethodCall) -> bool:
+        """Whether this is the call that is made."""
+        return (self.path, self.method) == (call.path, call.method)
 
 
 @dataclass(frozen=True)
@@ -133,20 +131,16 @@ class FrozenFeatures:
 class Calls:
     """What becomes of the calls of frozen modules. Here: they run, and nobody watches."""
 
-    @contextmanager
     def applied(
         self, frozen: FrozenModules, rngs: Mapping[str, Key]
-    ) -> Iterator[dict[str, Key]]:
-        """Is entered while the model is applied.
+    ) -> AbstractContextManager[dict[str, Key]]:
+        """Returns a context in which the model is applied: streams to add to `rngs`.
 
         Args:
             frozen: the frozen modules.
             rngs: the random streams of the call.
-
-        Yields:
-            Streams to add to `rngs`.
         """
-        yield {}
+        return nullcontext({})
 
 
 AS_THEY_COME = Calls()
@@ -166,35 +160,20 @@ class _Intercepted(Calls, ABC):
         self._trace = current_trace()
         self._inside = False
 
-    @contextmanager
     def applied(
         self, frozen: FrozenModules, rngs: Mapping[str, Key]
-    ) -> Iterator[dict[str, Key]]:
-        key = next(iter(rngs.values()), None)
-        # A stream that nobody has used keeps `nn.jit` from answering with a known program.
-        stream = f"_frozen_calls_{next(_fresh)}"
-        with nn.intercept_methods(partial(self._intercept, frozen)):
-            yield {stream: jax.random.key(0) if key is None else key}
+    ) -> AbstractContextManager[dict[str, Key]]:
+        return intercepted_under_jit(partial(self._intercept, frozen), rngs)
 
-    def _intercept(
-        self,
-        frozen: FrozenModules,
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        scope = context.module.scope
-        if self._inside or scope is None or context.method_name == "setup":
-            return following(*args, **kwargs)
-        found = frozen.at(scope.path)
-        if found is None:
-            return following(*args, **kwargs)
+    def _intercept(self, frozen: FrozenModules, call: MethodCall) -> Any:
+        found = frozen.at(call.path)
+        if found is None or self._inside or call.method == "setup":
+            return call.run()
         if current_trace() != self._trace:
             if not self.strict:
-                return following(*args, **kwargs)
+                return call.run()
             raise ModelError(
-                f"the frozen module {path_name(scope.path)!r} is called within a "
+                f"the frozen module {path_name(call.path)!r} is called within a "
                 "transformation (nn.jit, nn.remat, nn.scan, nn.vmap, jax.vmap, ...)",
                 where=CACHE_FROZEN,
                 fix="make the frozen part a module of its own, with the transformation inside "
@@ -202,23 +181,17 @@ class _Intercepted(Calls, ABC):
             )
         self._inside = True
         try:
-            return self._call(
-                found, partial(following, *args, **kwargs), (args, kwargs), context
-            )
+            return self._answer(found, call)
         finally:
             self._inside = False
 
     @abstractmethod
-    def _call(
-        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
-    ) -> Any:
+    def _answer(self, frozen: FrozenModule, call: MethodCall) -> Any:
         """Returns what a call of a frozen module returns.
 
         Args:
             frozen: the module, or the one that it is inside of.
-            run: makes the call.
-            inputs: its arguments.
-            context: what flax says of it.
+            call: the call.
         """
 
 
@@ -263,21 +236,19 @@ class WatchedCalls(_Intercepted):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def _call(
-        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
-    ) -> Any:
-        module = context.module
-        before = _written(module)
-        result = run()
-        after = _written(module)
+    def _answer(self, frozen: FrozenModule, call: MethodCall) -> Any:
+        before = _written(call.module)
+        result = call.run()
+        after = _written(call.module)
         wrote = {path[0] for path, leaf in after.items() if before.get(path) is not leaf}
         leaves, tree = jax.tree.flatten(result)
+        inputs = jax.tree.leaves((call.args, call.kwargs))
         self.calls.append(
             WatchedCall(
                 frozen,
-                module.scope.path,
-                context.method_name,
-                [leaf for leaf in jax.tree.leaves(inputs) if isinstance(leaf, _ARRAYS)],
+                call.path,
+                call.method,
+                [leaf for leaf in inputs if isinstance(leaf, _ARRAYS)],
                 [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)],
                 tree,
                 sorted(wrote),
@@ -304,16 +275,14 @@ class SeparateCalls(_Intercepted):
         super().__init__()
         self._rest = iter(features.calls)
 
-    def _call(
-        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
-    ) -> Any:
-        call, result = next(self._rest, None), run()
-        if call is None or not call.fits(context):
+    def _answer(self, frozen: FrozenModule, call: MethodCall) -> Any:
+        known, result = next(self._rest, None), call.run()
+        if known is None or not known.fits(call):
             return result
         leaves, tree = jax.tree.flatten(result)
         return tree.unflatten(
             jax.lax.optimization_barrier(leaf) if needed else leaf
-            for leaf, needed in zip(leaves, call.needed, strict=True)
+            for leaf, needed in zip(leaves, known.needed, strict=True)
         )
 
 
@@ -329,20 +298,17 @@ class AnsweredCalls(_Intercepted):
         super().__init__()
         self._answers = iter(zip(features.calls, features.answers(arrays), strict=True))
 
-    def _call(
-        self, frozen: FrozenModule, run: Callable[[], Any], inputs: Any, context: Any
-    ) -> Any:
-        call, answer = next(self._answers, (None, []))
-        if call is None or not call.fits(context):
-            expected = "no further call" if call is None else f"a call of {call.name!r}"
-            path = path_name(context.module.scope.path)
+    def _answer(self, frozen: FrozenModule, call: MethodCall) -> Any:
+        known, answer = next(self._answers, (None, []))
+        if known is None or not known.fits(call):
+            expected = "no further call" if known is None else f"a call of {known.name!r}"
             raise ModelError(
-                f"the loss function calls {path!r}.{context.method_name}, where at first it "
-                f"made {expected}",
+                f"the loss function calls {path_name(call.path)!r}.{call.method}, where at "
+                f"first it made {expected}",
                 where=CACHE_FROZEN,
                 fix="let the loss function call the same modules each time it runs",
             )
-        return jax.tree.unflatten(call.tree, answer)
+        return jax.tree.unflatten(known.tree, answer)
 
 
 def _written(module: nn.Module) -> dict[Path, Any]:

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from flaxtrain.errors import ArgumentError, FlaxtrainError, ModelError
 from flaxtrain.train.cached_loss import CachedLoss
-from flaxtrain.train.contract import call_loss
 from flaxtrain.train.dependencies import dependencies
+from flaxtrain.train.forward_pass import forward
 from flaxtrain.train.frozen_calls import (
     AS_THEY_COME,
     CACHE_FROZEN,
@@ -33,7 +33,7 @@ from flaxtrain.train.frozen_calls import (
     WatchedCalls,
 )
 from flaxtrain.train.recipe import Recipe
-from flaxtrain.train.rows import row_weights
+from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import TrainState
 from flaxtrain.tree import named_leaves, path_name
 from flaxtrain.typing import Array, ArrayLike, Batch
@@ -93,7 +93,7 @@ def frozen_features(recipe: Recipe, masked: bool = False) -> FrozenFeatures:
     features = FrozenFeatures(
         tuple(call.described([next(needed) for _ in call.outputs]) for call in calls)
     )
-    _check_shapes(features, jax.tree.leaves(inputs.batch)[0].shape[0])
+    _check_shapes(features, jax.tree.leaves(recipe.example)[0].shape[0])
     return features
 
 
@@ -129,9 +129,9 @@ def features_of(
         True
     """
     calls = WatchedCalls()
-    _, *rows = row_weights(batch, mask)
     # The rows as they are: one that doesn't count here has its own features all the same.
-    _run(recipe, calls, state, batch, rows)
+    rows = Rows.of(batch, mask)._replace(batch=batch)
+    forward(recipe, state, rows, calls=calls)
     return tuple(
         output
         for call, seen in zip(features.calls, calls.calls, strict=True)
@@ -169,25 +169,14 @@ class _Inputs(NamedTuple):
     """What a run of the loss function depends on, as shapes."""
 
     state: TrainState
-    batch: Batch
-    rows: Sequence[Any]
+    rows: Rows
 
 
 def _inputs(recipe: Recipe, masked: bool) -> _Inputs:
-    batch = recipe.example
-    count = jax.tree.leaves(batch)[0].shape[0]
+    count = jax.tree.leaves(recipe.example)[0].shape[0]
     mask = jax.ShapeDtypeStruct((count,), jnp.bool_) if masked else None
-    rows = jax.eval_shape(lambda batch, mask: row_weights(batch, mask)[1:], batch, mask)
-    return _Inputs(jax.eval_shape(recipe.init), batch, rows)
-
-
-def _run(
-    recipe: Recipe, calls: Calls, state: TrainState, batch: Batch, rows: Sequence[Any]
-) -> tuple[Any, Any]:
-    """Runs the loss function as a training step does; returns its output and collections."""
-    model = recipe.bind(state, state.params, train=True, mask=rows[0], weight=rows[1])
-    model.frozen_calls = calls
-    return call_loss(recipe.loss_fn, model, batch), model.collections
+    rows = jax.eval_shape(Rows.of, recipe.example, mask)
+    return _Inputs(jax.eval_shape(recipe.init), rows)
 
 
 def _watched(recipe: Recipe, inputs: _Inputs) -> list[WatchedCall]:
@@ -196,7 +185,7 @@ def _watched(recipe: Recipe, inputs: _Inputs) -> list[WatchedCall]:
 
     def trace(inputs: _Inputs) -> Any:
         watched = WatchedCalls()
-        _, collections = _run(recipe, watched, *inputs)
+        _, collections = forward(recipe, *inputs, calls=watched)
         calls[:] = watched.calls
         return [(call.inputs, call.outputs) for call in watched.calls], collections
 
@@ -226,7 +215,7 @@ def _sources(
         part, _, rest = name.partition("/")
         field, _, path = rest.partition("/")
         if part == "rows":
-            return Source(_ROWS)
+            return None if field == "batch" else Source(_ROWS)
         if part == "state" and field == "params" and path in trained:
             return Source(_PARAMETER, path)
         if part == "state" and field == "collections" and id(variable) not in constant:
@@ -241,7 +230,7 @@ def _needed(recipe: Recipe, features: FrozenFeatures, inputs: _Inputs) -> list[b
     """Returns for each output of the frozen calls whether loss or collections depend on it."""
 
     def trace(arrays: Sequence[Array], inputs: _Inputs) -> Any:
-        return _run(recipe, AnsweredCalls(features, arrays), *inputs)
+        return forward(recipe, *inputs, calls=AnsweredCalls(features, arrays))
 
     closed = jax.make_jaxpr(trace)(features.shapes, inputs)
     count = len(features.shapes)

@@ -13,9 +13,8 @@ used and held, whatever its parent passes. The `Freeze` rule can say otherwise:
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any
@@ -28,9 +27,10 @@ from flax.core import freeze
 from flaxtrain.checks import check_choice
 from flaxtrain.errors import ParameterError
 from flaxtrain.params import Facts, ParamFact
+from flaxtrain.params.intercept import MethodCall, intercepted_under_jit
 from flaxtrain.params.low_rank import LORA
 from flaxtrain.spec.freeze import MODES, STATS
-from flaxtrain.train.flags import EVALUATION, force_attributes, forced_arguments
+from flaxtrain.train.flags import EVALUATION, force_attributes, forced_call
 from flaxtrain.tree import Path, path_name
 from flaxtrain.typing import Collections, Key
 
@@ -144,9 +144,8 @@ class FrozenModules:
                 around[path] = (*around.get(path, ()), *module.relative_to(path))
         return around
 
-    @contextmanager
-    def applied(self, rngs: Mapping[str, Key]) -> Iterator[dict[str, Key]]:
-        """Makes the frozen modules of a model that is applied in this context run as frozen.
+    def applied(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
+        """Returns a context in which the frozen modules of a model run as frozen.
 
         For training only: in evaluation every module is in evaluation anyway. Enter it before
         `row_mask`, which has to see which BatchNorms form batch statistics.
@@ -156,41 +155,24 @@ class FrozenModules:
         asking is still drawn. Methods with `nn.nowrap` can't be reached.
 
         Args:
-            rngs: the random streams of the call.
-
-        Yields:
-            Streams to add to `rngs`.
+            rngs: the random streams of the call; the context has streams to add to them.
         """
         if not any(_FORCED[module.mode, module.stats] for module in self.modules):
-            yield {}
-            return
-        # A model whose method is under `nn.jit` would take a program that was traced with other
-        # modules frozen. A stream of another name makes it another call.
-        name = hashlib.sha256(repr(self.modules).encode()).hexdigest()[:16]
-        key = next(iter(rngs.values()), None)
-        with nn.intercept_methods(self._intercept):
-            yield {f"_frozen_{name}": jax.random.key(0) if key is None else key}
+            return nullcontext({})
+        return intercepted_under_jit(self._intercept, rngs, repr(self.modules))
 
-    def _intercept(
-        self,
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        module = context.module
-        if module.scope is not None:
-            self._mark(module.scope)
-            for inside in _bound_fields(module) if module.scope.path in self._around else ():
-                self._mark(inside.scope)
-            frozen = self.at(module.scope.path)
-            if frozen is not None:
-                forced = _FORCED[frozen.mode, frozen.stats]
-                force_attributes(module, forced)
-                args, kwargs = forced_arguments(context, forced, args, kwargs)
-                if frozen.mode == "eval":
-                    object.__setattr__(module, "has_rng", lambda name: False)
-        return following(*args, **kwargs)
+    def _intercept(self, call: MethodCall) -> Any:
+        self._mark(call.module.scope)
+        for inside in _bound_fields(call.module) if call.path in self._around else ():
+            self._mark(inside.scope)
+        frozen = self.at(call.path)
+        if frozen is None:
+            return call.run()
+        forced = _FORCED[frozen.mode, frozen.stats]
+        force_attributes(call.module, forced)
+        if frozen.mode == "eval":
+            object.__setattr__(call.module, "has_rng", lambda name: False)
+        return forced_call(call, forced).run()
 
     def _mark(self, scope: Any) -> None:
         """Says in a scope's flags what is frozen there: they are in the cache key of `nn.jit`.

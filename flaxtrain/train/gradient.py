@@ -19,33 +19,17 @@ import jax.numpy as jnp
 from flaxtrain import tree
 from flaxtrain.metrics import Mean, Terms
 from flaxtrain.metrics.monoid import empty_like, merge
-from flaxtrain.train.contract import LossOutput, call_loss
+from flaxtrain.train.contract import LossOutput
+from flaxtrain.train.dependencies import dependencies
+from flaxtrain.train.forward_pass import forward
 from flaxtrain.train.frozen_features import separated
 from flaxtrain.train.keys import microbatch_key
 from flaxtrain.train.recipe import Recipe
+from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import TrainState
-from flaxtrain.typing import Array, Batch, Collections, Key, Params, Updates
+from flaxtrain.typing import Array, Collections, Key, Params, Updates
 
-__all__ = ["Rows", "gradient", "loss_function"]
-
-
-class Rows(NamedTuple):
-    """A batch, or a part of one.
-
-    Attributes:
-        batch: every leaf `[rows, ...]`.
-        real: bool `[rows]`, the rows that count; None where all do.
-        weight: float `[rows]`, the weight of each row; None where all are 1.
-    """
-
-    batch: Batch
-    real: Array | None
-    weight: Array | None
-
-    def microbatches(self, count: int) -> Rows:
-        """Returns the same rows as `[count, rows / count, ...]`, in their order."""
-        return jax.tree.map(lambda leaf: jnp.reshape(leaf, (count, -1, *leaf.shape[1:])), self)
-
+__all__ = ["gradient", "loss_function"]
 
 Run: TypeAlias = Callable[[Params, Rows, TrainState, Key], tuple[LossOutput, Collections]]
 """Runs the loss function with the key of a microbatch; returns what it returned, and the
@@ -81,8 +65,7 @@ def gradient(
     trainable, _ = state.split_params()
     accumulation = recipe.spec.accumulation
     accumulation.check_rows(jax.tree.leaves(rows.batch)[0].shape[0])
-    run = _runner(recipe, state)
-    count = accumulation.microbatches
+    run, count = functools.partial(_run, recipe), accumulation.microbatches
     if count == 1:
         return _differentiated(run, trainable, rows, state, objectives, key)
     unroll = count if recipe.unroll else 1
@@ -102,8 +85,7 @@ def loss_function(
         rows: the batch.
         key: the key of the batch.
     """
-    run, count = _runner(recipe, state), recipe.spec.accumulation.microbatches
-
+    run, count = functools.partial(_run, recipe), recipe.spec.accumulation.microbatches
     stored, _ = state.split_params()
 
     def value(trainable: Params) -> Array:
@@ -134,21 +116,11 @@ def loss_function(
     return value
 
 
-def _runner(recipe: Recipe, state: TrainState) -> Run:
-    """Returns what runs the loss function on trained parameters, beside the frozen ones."""
-    _, frozen = state.split_params()
-
-    def run(
-        trainable: Params, rows: Rows, state: TrainState, key: Key
-    ) -> tuple[LossOutput, Collections]:
-        params = tree.graft(trainable, frozen) if frozen else trainable
-        model = recipe.bind(
-            state, params, train=True, key=key, mask=rows.real, weight=rows.weight
-        )
-        model.frozen_calls = separated(recipe, rows.real is not None)
-        return call_loss(recipe.loss_fn, model, rows.batch), model.collections
-
-    return run
+def _run(
+    recipe: Recipe, trainable: Params, rows: Rows, state: TrainState, key: Key
+) -> tuple[LossOutput, Collections]:
+    calls = separated(recipe, rows.real is not None)
+    return forward(recipe, state, rows, trainable=trainable, key=key, calls=calls)
 
 
 def _differentiated(
@@ -197,10 +169,10 @@ def _summed(
     key: Key,
     unroll: int,
 ) -> Differentiated:
-    def weights(none: None, entry: _Entry) -> tuple[None, list[Array]]:
+    def weights(entry: _Entry) -> list[Array]:
         output, _ = run(trainable, entry.rows, state, microbatch_key(key, entry.number))
-        found = [term.weight for term in output.loss.terms]
-        return none, _unless_empty(found, tree.zeros_like(found), entry.rows)
+        found = [jnp.asarray(term.weight) for term in output.loss.terms]
+        return _unless_empty(found, tree.zeros_like(found), entry.rows)
 
     def add(
         carry: tuple[_Sums, Collections], scanned: tuple[_Entry, Array]
@@ -219,18 +191,35 @@ def _summed(
 
     count = jax.tree.leaves(microbatches)[0].shape[0]
     entries = _Entry(jnp.arange(count, dtype=jnp.int32), microbatches)
-    _, found = jax.lax.scan(weights, None, entries, unroll=unroll)
+    found = _of_each(weights, entries, unroll)
     totals = [jnp.sum(weight) for weight in found]
     counts = functools.reduce(jnp.logical_or, [weight > 0 for weight in found])
     first = jax.tree.map(lambda leaf: leaf[0], microbatches)
-    metrics = jax.eval_shape(lambda: run(trainable, first, state, key)[0].metrics)
+    output = jax.eval_shape(lambda: run(trainable, first, state, key)[0])
+    metrics, several = output.metrics, jax.eval_shape(objectives, output.loss)
     zeros = tree.zeros_like(tree.widened(trainable))
-    several = jax.eval_shape(lambda: objectives(run(trainable, first, state, key)[0].loss))
     start = _Sums([zeros for _ in several], empty_like(metrics))
     (sums, collections), _ = jax.lax.scan(
         add, (start, state.collections), (entries, counts), unroll=unroll
     )
-    return sums.grads, LossOutput(sums.metrics["loss"], sums.metrics), collections
+    # Its weights are the totals, which are constants where those of the microbatches are.
+    loss = _rescaled(sums.metrics["loss"], totals)
+    return sums.grads, LossOutput(loss, sums.metrics), collections
+
+
+def _of_each(
+    weights: Callable[[_Entry], list[Array]], entries: _Entry, unroll: int
+) -> list[Array]:
+    """Returns the weights of all microbatches, each `[microbatches]`.
+
+    Without padding and weights of rows they are constants, which take no loop.
+    """
+    first = jax.tree.map(lambda leaf: leaf[0], entries)
+    inputs = [1] * len(jax.tree.leaves(first))
+    if any(dependencies(jax.make_jaxpr(weights)(first), inputs)):
+        _, each = jax.lax.scan(lambda _, e: (_, weights(e)), None, entries, unroll=unroll)
+        return each
+    return [jnp.broadcast_to(weight, entries.number.shape) for weight in weights(first)]
 
 
 def _unless_empty(new: Any, old: Any, rows: Rows) -> Any:

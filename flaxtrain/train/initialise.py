@@ -7,12 +7,13 @@ created by a second run (`InitialisingModel.evaluation`), beside what training h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 from flax.core import meta, unfreeze
 
+from flaxtrain.params.intercept import MethodCall, intercepted_under_jit
 from flaxtrain.train.model import BoundModel, with_train_flag
 from flaxtrain.typing import Key
 
@@ -71,9 +72,9 @@ class InitialisingModel(BoundModel):
         """Initialises what this call needs and returns its output."""
         flagged = with_train_flag(self.module, self._train, method, args, kwargs)
         self.asked_for_mode = self.asked_for_mode or flagged.keys() != kwargs.keys()
-        with nn.intercept_methods(self._note_sown):
+        with intercepted_under_jit(self._note_sown, self._init_rngs) as streams:
             output, created = self.module.init_with_output(
-                self._init_rngs, *args, method=method, **flagged
+                {**self._init_rngs, **streams}, *args, method=method, **flagged
             )
         created = unfreeze(created)
         self.sown = {k: v for k, v in created.items() if k in self.sown_collections}
@@ -86,24 +87,17 @@ class InitialisingModel(BoundModel):
         self.params = plain.get("params", {})
         self.collections = {name: tree for name, tree in plain.items() if name != "params"}
 
-    def _note_sown(
-        self,
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
+    def _note_sown(self, call: MethodCall) -> Any:
         """Gives each module that runs a `sow` of its own that notes the collection's name."""
-        module = context.module
-        if module.scope is not None and "sow" not in module.__dict__:
-            sow = module.sow
+        if "sow" not in vars(call.module):
+            sow = call.module.sow
 
             def noted(col: str, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
                 self.sown_collections.add(col)
                 return sow(col, name, value, *args, **kwargs)
 
-            object.__setattr__(module, "sow", noted)
-        return following(*args, **kwargs)
+            object.__setattr__(call.module, "sow", noted)
+        return call.run()
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

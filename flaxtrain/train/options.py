@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from flaxtrain.checks import answering_class
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.params import selector
 from flaxtrain.precision import UNSCALED, DynamicScale, LossScale, NoScale, Policy, Precision
+from flaxtrain.spec.validate import ARGUMENTS
 
 __all__ = ["StepOptions"]
 
 
+SPEC_ARGUMENTS = {name: f"OptSpec({name}=...)" for name in ARGUMENTS}
+"""What the optimizer does is said in its spec, also where it concerns the step."""
+
+
+@answering_class(**SPEC_ARGUMENTS)
 @dataclass(frozen=True)
 class StepOptions:
     """How a training step is made.
@@ -52,9 +59,13 @@ class StepOptions:
             raise ArgumentTypeError(
                 f"loss_scale={self.loss_scale!r} is a {type(self.loss_scale).__name__}, not a "
                 "loss scale",
-                where="Trainer",
+                where="loss_scale=...",
                 fix="pass ft.NoScale(), ft.FixedScale(2.0**15) or ft.DynamicScale()",
             )
+
+    def __hash__(self) -> int:
+        # A dynamic scale holds arrays, which don't hash.
+        return hash((type(self.loss_scale), self.precision))
 
     def describe(self) -> str:
         """Returns what differs from a plain step, as text; empty where nothing does.

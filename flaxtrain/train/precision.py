@@ -6,32 +6,32 @@ which of them the model has set, is seen in an abstract run.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.errors import ArgumentError, ParameterError
 from flaxtrain.params import Facts, select
+from flaxtrain.params.intercept import MethodCall, intercepted_under_jit
 from flaxtrain.params.low_rank import LORA
 from flaxtrain.precision import Policy, Precision, short_name
 from flaxtrain.train.casting import Casts, PolicyCasts, Region, SeenModule, has_dtype_field
 from flaxtrain.tree import Path, path_name
-from flaxtrain.typing import Key
+from flaxtrain.typing import DTypeLike, Key
 
 __all__ = ["casts_of"]
 
 _WHERE = "Trainer(precision=...)"
 
-_fresh = itertools.count()
-
 
 def casts_of(
-    precision: Precision, facts: Facts, run: Callable[[Mapping[str, Key]], Any]
+    precision: Precision,
+    facts: Facts,
+    run: Callable[[Mapping[str, Key]], Any],
+    adapters: DTypeLike | None = None,
 ) -> Casts:
     """Finds out what a policy means for a model, by abstract evaluation.
 
@@ -39,17 +39,20 @@ def casts_of(
         precision: the policy.
         facts: the table of parameters.
         run: runs the model with further random streams.
+        adapters: the dtype in which adapters are stored, unless an override says otherwise;
+            None for that of the policy.
 
     Returns:
         `Casts`, which does nothing, for the default policy.
 
     Raises:
-        ParameterError: an override selects nothing, or some of the parameters of a module that
-            can have one dtype only.
+        ParameterError: an override selects nothing, or nothing that is left by earlier ones, or
+            some of the parameters of a module that can have one dtype only.
         FlaxtrainError: a selector can't be read.
         ArgumentError: float64 is asked for, and jax is not set to it.
 
     Example:
+        >>> import flax.linen as nn
         >>> from flaxtrain.params import param_facts
         >>> model, x = nn.Sequential([nn.Dense(2), nn.LayerNorm()]), jnp.ones((1, 3))
         >>> def run(streams):
@@ -62,13 +65,20 @@ def casts_of(
     if precision.is_full:
         return Casts(precision)
     _check_dtypes(precision)
-    parameters: dict[Path, Policy] = {}
+    lora = Policy(param=adapters).over(precision.main)
+    parameters = {f.path: lora if f.role == LORA else precision.main for f in facts.params}
     partly: dict[Path, Policy] = {}
     for choice, policy in precision.rules:
-        for path in select(facts, choice, where=f"Precision(overrides={{{choice!r}: ...}})"):
-            parameters.setdefault(path, policy.over(precision.main))
-            partly.setdefault(path, policy)
-    parameters = {path: parameters.get(path, precision.main) for path in facts}
+        where = f"Precision(overrides={{{choice!r}: ...}})"
+        chosen = select(facts, choice, where=where) - partly.keys()
+        if not chosen:
+            raise ParameterError(
+                "earlier overrides have all of its parameters",
+                where=where,
+                fix="put the narrower override first: the first match wins",
+            )
+        parameters |= {path: policy.over(parameters[path]) for path in chosen}
+        partly |= dict.fromkeys(chosen, policy)
     modules = _seen(run)
     own: dict[Path, set[Region]] = {}
     for fact in facts.params:
@@ -115,27 +125,20 @@ def _seen(run: Callable[[Mapping[str, Key]], Any]) -> dict[Path, SeenModule]:
     """Returns the modules of a model, each with the dtype that the model gives it."""
     found: dict[Path, SeenModule] = {}
 
-    def note(
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        module = context.module
-        if module.scope is not None:
-            has_dtype = has_dtype_field(module)
-            dtype = getattr(module, "dtype", None) if has_dtype else None
-            seen = SeenModule(
-                type(module).__name__, None if dtype is None else jnp.dtype(dtype), has_dtype
-            )
-            # Of modules that share a scope, one with a dtype counts.
-            if module.scope.path not in found or has_dtype:
-                found[module.scope.path] = seen
-        return following(*args, **kwargs)
+    def note(call: MethodCall) -> Any:
+        has_dtype = has_dtype_field(call.module)
+        dtype = getattr(call.module, "dtype", None) if has_dtype else None
+        seen = SeenModule(
+            type(call.module).__name__, None if dtype is None else jnp.dtype(dtype), has_dtype
+        )
+        # Others are functions of flax, which asks a lifted module for its scopes, at the root.
+        is_method = hasattr(type(call.module), call.method)
+        # Of modules that share a scope, one with a dtype counts.
+        if is_method and (call.path not in found or has_dtype):
+            found[call.path] = seen
+        return call.run()
 
-    # A stream that nobody has used keeps `nn.jit` from answering with a known program.
-    streams = {f"_dtypes_{next(_fresh)}": jax.random.key(0)}
-    with nn.intercept_methods(note):
+    with intercepted_under_jit(note, {}) as streams:
         jax.eval_shape(lambda: run(streams))
     return found
 

@@ -18,7 +18,7 @@ from flaxtrain.train.contract import LossFn, LossOutput, call_loss, run_loss
 from flaxtrain.train.dependencies import primitives
 from flaxtrain.train.initialise import InitialisingModel
 from flaxtrain.train.model import BoundModel
-from flaxtrain.train.rows import row_weights
+from flaxtrain.train.rows import Rows
 from flaxtrain.typing import Array, Batch, Key, Params
 
 __all__ = ["Probe"]
@@ -173,7 +173,7 @@ class Probe:
         collections = {
             name: _zeros(tree) for name, tree in variables.items() if name != "params"
         }
-        batch, real_rows, weight = row_weights(batch, mask)
+        rows = Rows.of(batch, mask)
         model = BoundModel(
             self.module,
             params,
@@ -181,11 +181,11 @@ class Probe:
             rng=jax.random.key(0),
             streams=("params",),  # any stream that is not given falls back to this one
             train=True,
-            mask=real_rows,
-            weight=weight,
+            mask=rows.real,
+            weight=rows.weight,
             sown=self.sown,
         )
-        return call_loss(self.loss_fn, model, batch)
+        return call_loss(self.loss_fn, model, rows.batch)
 
 
 def _zeros(tree: Any) -> Any:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from flaxtrain.checks import check_integer
 from flaxtrain.errors import FlaxtrainError
 from flaxtrain.optim import GradientTransformation
 from flaxtrain.params import Adapters, Facts, LoRA, ParamFact, join_adapters
@@ -108,9 +109,12 @@ class Recipe:
         """Returns the recipe for batches that carry features: always the same object."""
         known, key = self._with_features, (self.phase.index, features)
         if key not in known:
-            loss_fn = CachedLoss(self.loss_fn, features)
-            known[key] = replace(self, loss_fn=loss_fn, _by_phase={}, _with_features={})
+            known[key] = self.changed(loss_fn=CachedLoss(self.loss_fn, features))
         return known[key]
+
+    def changed(self, **fields: Any) -> Recipe:
+        """Returns a recipe with other fields, in every phase: no other recipe goes with it."""
+        return replace(self, **fields, _by_phase={}, _with_features={})
 
     def enter(self, state: TrainState) -> TrainState:
         """Returns a state of the phase before as one of this recipe's phase.
@@ -190,7 +194,9 @@ class Recipe:
         Args:
             seed: as for `init`.
         """
-        key = jax.random.key(seed) if isinstance(seed, int) else seed
+        if not isinstance(seed, jax.Array):
+            check_integer("seed", seed, minimum=0, where="Recipe.init")
+        key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
         variables = _initial(self, key)
         params = variables.pop("params", {})
         if self.adapters is not None:
@@ -243,7 +249,7 @@ class Recipe:
             trainable=self.trainable,
             # A copy: the step is given the state to keep.
             loss_scale=jax.tree.map(jnp.copy, self.options.loss_scale),
-            ema=self.begin_average(params, collections),
+            ema=self.begin_average(jax.tree.map(_in_full, params, stored), collections),
             spikes=spike_rule(self.spec.spikes),
             rounding=self.rounding,
             rounding_carry=carry,
@@ -255,8 +261,7 @@ class Recipe:
 
     def begin_average(self, params: Params, collections: Collections) -> Average:
         """Returns the average of all weights that the run ever trains, beginning here."""
-        phases = self.assignment.phases
-        averaged = frozenset[Path]().union(*(phase.trained for phase in phases))
+        averaged = self.assignment.ever_trained
         return begin_average(self.spec.ema, params, collections, averaged)
 
     def bind(
@@ -290,6 +295,11 @@ class Recipe:
             casts=self.casts,
             **rows,
         )
+
+
+def _in_full(value: Any, stored: Any) -> Any:
+    """Returns a value before it was rounded to what is stored, in float32 or what is wider."""
+    return value.astype(jnp.promote_types(stored.dtype, jnp.float32))
 
 
 @dataclass(frozen=True, eq=False)

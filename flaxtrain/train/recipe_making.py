@@ -7,9 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from flaxtrain.checks import answering_with
 from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import EmptyDatasetError
+from flaxtrain.errors import ArgumentTypeError, EmptyDatasetError
 from flaxtrain.params import LoRA
 from flaxtrain.precision import Precision
 from flaxtrain.spec import (
@@ -19,7 +20,7 @@ from flaxtrain.spec import (
 )
 from flaxtrain.train.contract import LossFn
 from flaxtrain.train.model import call_arguments
-from flaxtrain.train.options import StepOptions
+from flaxtrain.train.options import SPEC_ARGUMENTS, StepOptions
 from flaxtrain.train.precision import casts_of
 from flaxtrain.train.probe import Probe
 from flaxtrain.train.recipe import Recipe, of_phase
@@ -30,6 +31,11 @@ from flaxtrain.typing import Batch
 __all__ = ["make_recipe"]
 
 
+@answering_with(
+    **SPEC_ARGUMENTS,
+    loss_scale="options=StepOptions(loss_scale=...)",
+    precision="options=StepOptions(precision=...)",
+)
 def make_recipe(
     module: nn.Module,
     spec: OptSpec,
@@ -55,7 +61,7 @@ def make_recipe(
 
     Raises:
         LossError: no loss can be inferred, or it breaks the contract.
-        ArgumentTypeError: `loss` is not of these kinds.
+        ArgumentTypeError: an argument is not of these kinds.
         ModelError: the module can't be run as it is.
         BatchError: the batch does not divide into microbatches.
 
@@ -70,9 +76,14 @@ def make_recipe(
         >>> state.params["kernel"].shape
         (3, 2)
     """
-    if not jax.tree.leaves(batch):
-        raise EmptyDatasetError("the batch holds no array", where="make_recipe(batch=...)")
     options = StepOptions() if options is None else options
+    _check_types(module=module, spec=spec, adapters=adapters, options=options)
+    if not jax.tree.leaves(batch):
+        raise EmptyDatasetError(
+            "the batch holds no array",
+            where="make_recipe(batch=...)",
+            fix="pass a dict or tuple of arrays, one row per example",
+        )
     example = jax.tree.map(_shape_of, batch)
     spec.accumulation.check_rows(jax.tree.leaves(example)[0].shape[0])
     loss_fn, output = _resolve_loss(module, loss, example)
@@ -83,7 +94,8 @@ def make_recipe(
     bound = None if adapters is None else adapters.bind(facts, probe.initialise)
     if bound is not None:
         facts = bound.facts
-    casts = casts_of(Precision.of(options.precision), facts, probe.initialise)
+    stored = None if bound is None else bound.lora.dtype
+    casts = casts_of(Precision.of(options.precision), facts, probe.initialise, stored)
     facts = casts.facts(facts)
     still = frozenset() if bound is None else frozenset(facts) - bound.trainable
     assignment = assign(spec, facts, horizon, still=still)
@@ -129,3 +141,15 @@ def _resolve_loss(
 
     prediction = Probe(module, predict, example).returned()
     return named or infer_loss(prediction, wanted, arguments), prediction
+
+
+def _check_types(**given: Any) -> None:
+    kinds = {"module": nn.Module, "spec": OptSpec, "adapters": LoRA, "options": StepOptions}
+    for name, value in given.items():
+        optional = name == "adapters" and value is None
+        if not (optional or isinstance(value, kinds[name])):
+            raise ArgumentTypeError(
+                f"{name}={value!r} is a {type(value).__name__}, no {kinds[name].__name__}",
+                where="make_recipe",
+                fix=f"pass an instance of {kinds[name].__name__}",
+            )

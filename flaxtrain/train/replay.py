@@ -9,19 +9,19 @@ one and in order. What is traced all the same (the body of `nn.remat`, modules u
 from __future__ import annotations
 
 import math
-from collections import Counter
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from flaxtrain.params import Facts
+from flaxtrain.params import Facts, ParamFact
+from flaxtrain.params.intercept import MethodCall, intercepted
 from flaxtrain.tree import Path, path_name
 
 __all__ = ["BadModule", "ModuleCalls"]
@@ -33,6 +33,8 @@ _NOTED = jax.ShapeDtypeStruct((), np.bool_)
 class BadModule:
     """A call of a module with finite arguments and a result that is not finite.
 
+    Or with infinite arguments, such as a mask, and NaN in its result.
+
     Attributes:
         name: the path of the module; empty for the model itself.
         class_name: its class.
@@ -43,6 +45,7 @@ class BadModule:
         calls: how many there were.
         layer: the place in its stack, for modules under `nn.scan` or `nn.vmap`; else empty.
         layers: the size of that stack.
+        finite_arguments: whether no argument was infinite.
     """
 
     name: str
@@ -54,6 +57,7 @@ class BadModule:
     calls: int = 1
     layer: tuple[int, ...] = ()
     layers: tuple[int, ...] = ()
+    finite_arguments: bool = True
 
     def __str__(self) -> str:
         method = "" if self.method == "__call__" else f".{self.method}"
@@ -61,8 +65,9 @@ class BadModule:
         if not place and self.calls > 1:
             place = f", call {self.call} of 0..{self.calls - 1}"
         name = self.name or "the model itself"
+        given = "finite" if self.finite_arguments else "infinite"
         return (
-            f"{name} ({self.class_name}{method}){place}: finite arguments, "
+            f"{name} ({self.class_name}{method}){place}: {given} arguments, "
             f"{self.values} in its {self.dtype} result"
         )
 
@@ -81,36 +86,64 @@ def place_in_stack(layer: tuple[int, ...], layers: tuple[int, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class _Event:
-    """The end of one call, with concrete values.
+class _Call:
+    """A call of a module, as it is seen while it is traced, if it is.
 
-    `traced` is the number of the call as Python saw it; one such call is several events where
-    its body is run several times.
+    `ranks` are those of its arguments and results: what arrays have beyond them at run time are
+    the axes of `jax.vmap`, of which the tracing knows nothing.
     """
 
-    traced: int
     path: Path
     class_name: str
     method: str
     dtype: str
-    finite_arguments: bool
-    has_nan: bool
-    has_inf: bool
-
-    @property
-    def breaks(self) -> bool:
-        return self.finite_arguments and (self.has_nan or self.has_inf)
+    ranks: tuple[list[int], list[int]]
 
     @property
     def key(self) -> tuple[Path, str]:
         return self.path, self.method
 
 
+@dataclass(frozen=True)
+class _Event:
+    """The end of one call, with concrete values; under `jax.vmap` one for each lane."""
+
+    call: _Call
+    lane: tuple[int, ...]
+    lanes: tuple[int, ...]
+    given_nan: bool
+    given_inf: bool
+    has_nan: bool
+    has_inf: bool
+
+    @property
+    def breaks(self) -> bool:
+        given = self.given_nan or self.given_inf
+        return not given and (self.has_nan or self.has_inf)
+
+    @property
+    def makes_nan(self) -> bool:
+        return self.given_inf and self.has_nan and not self.given_nan
+
+
+class _OutOfTimeError(Exception):
+    """The run takes too long."""
+
+
 @dataclass
 class ModuleCalls:
     """The calls of all modules while a model is run under `watched`.
 
+    Args:
+        seconds: after so many the run is given up: one operation after the other, a recurrent
+            network of thousands of steps takes minutes.
+        clock: returns the time in seconds.
+
+    Attributes:
+        gave_up: whether it was. What was seen until then is known.
+
     Example:
+        >>> import flax.linen as nn
         >>> calls = ModuleCalls()
         >>> model = nn.Sequential([nn.Dense(2), jnp.log, nn.Dense(2)])
         >>> x = jnp.zeros((1, 2))
@@ -120,95 +153,110 @@ class ModuleCalls:
         the model itself (Sequential): finite arguments, NaN and inf in its float32 result
     """
 
+    seconds: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    gave_up: bool = False
+    _until: float = math.inf
     _events: list[_Event] = field(default_factory=list)
-    _traced: int = 0
 
     def watched(self, run: Callable[[], Any]) -> Any:
-        """Runs a function, and notes the calls of modules in it; returns its result."""
-        with jax.disable_jit(), nn.intercept_methods(self._intercept):
-            return run()
+        """Runs a function, and notes the calls of modules in it.
+
+        Returns:
+            What the function returns; None where it was given up.
+        """
+        self._until = self.clock() + self.seconds
+        try:
+            with jax.disable_jit(), intercepted(self._intercept):
+                return run()
+        except _OutOfTimeError:
+            self.gave_up = True
+            return None
 
     def breaks(self, facts: Facts | None = None) -> tuple[BadModule, ...]:
         """Returns where values stop being finite, in the order of execution.
 
-        A module around one that was named is left out.
+        A module around one that was named is left out. Where in a named one, or in none, a
+        module makes NaN of infinite arguments, such as a mask, the first of these is the last.
 
         Args:
             facts: the table of parameters, from which stacks are known.
         """
         found: dict[tuple[Path, str], BadModule] = {}
         for index, event in enumerate(self._events):
-            around = any(path[: len(event.path)] == event.path for path, _ in found)
+            around = any(path[: len(event.call.path)] == event.call.path for path, _ in found)
             if event.breaks and not around:
-                found[event.key] = self._described(index, facts)
+                found[event.call.key] = self._described(index, facts)
+        named = [path for path, _ in found] or [()]
+        for index, event in enumerate(self._events):
+            inside = any(event.call.path[: len(path)] == path for path in named)
+            if event.makes_nan and inside and event.call.key not in found:
+                return (*found.values(), self._described(index, facts))
         return tuple(found.values())
 
     def _described(self, index: int, facts: Facts | None) -> BadModule:
         event = self._events[index]
+        call = event.call
         kinds = [kind for kind, there in _kinds(event) if there]
-        same = [other for other in self._events if other.key == event.key]
-        call = sum(other.key == event.key for other in self._events[:index])
-        layers = _stack(event.path, facts)
+        same = [e for e in self._events if (e.call.key, e.lane) == (call.key, event.lane)]
+        number = next(i for i, other in enumerate(same) if other is event)
         return BadModule(
-            name=path_name(event.path),
-            class_name=event.class_name,
-            method=event.method,
+            name=path_name(call.path),
+            class_name=call.class_name,
+            method=call.method,
             values=" and ".join(kinds),
-            dtype=event.dtype,
-            call=call,
+            dtype=call.dtype,
+            call=number,
             calls=len(same),
-            **_layer(same, call, layers),
+            finite_arguments=not event.given_inf,
+            **_layer(event, number, len(same), _stack(call.path, facts)),
         )
 
-    def _intercept(
-        self,
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        number, self._traced = self._traced, self._traced + 1
-        result = following(*args, **kwargs)
-        scope, arrays = context.module.scope, _inexact(result)
-        if scope is None or not arrays:
+    def _intercept(self, method: MethodCall) -> Any:
+        if self.clock() > self._until:
+            raise _OutOfTimeError
+        result = method.run()
+        arrays = _inexact(result)
+        if not arrays:
             return result
-        note = partial(
-            self._note,
-            number,
-            scope.path,
-            type(context.module).__name__,
-            context.method_name,
+        given = _inexact((method.args, method.kwargs))
+        call = _Call(
+            method.path,
+            type(method.module).__name__,
+            method.method,
             ", ".join(sorted({array.dtype.name for array in arrays})),
+            ([array.ndim for array in given], [array.ndim for array in arrays]),
         )
-        given = _inexact((args, kwargs))
+        note = partial(self._note, call)
         if any(isinstance(array, Tracer) for array in (*arrays, *given)):
             # Not `jax.debug.callback`: Flax's scan traces its body once more to see that what
             # is broadcast depends on nothing in it, and takes any effect for such a thing. A
             # callback without an effect runs only where it has a result.
-            jax.pure_callback(note, _NOTED, given, arrays, vmap_method="sequential")
+            jax.pure_callback(note, _NOTED, given, arrays, vmap_method="expand_dims")
         else:
             note(given, arrays)
         return result
 
-    def _note(
-        self,
-        number: int,
-        path: Path,
-        class_name: str,
-        method: str,
-        dtype: str,
-        given: list[Any],
-        result: list[Any],
-    ) -> np.bool_:
+    def _note(self, call: _Call, given: list[Any], result: list[Any]) -> np.ndarray:
         # By numpy: jax would compile each test for each shape.
-        finite = all(np.isfinite(array).all() for array in map(np.asarray, given))
-        arrays = [np.asarray(array) for array in result]
-        has_nan = any(np.isnan(array).any() for array in arrays)
-        has_inf = any(np.isinf(array).any() for array in arrays)
-        self._events.append(
-            _Event(number, path, class_name, method, dtype, finite, has_nan, has_inf)
-        )
-        return np.True_
+        pairs = list(zip(call.ranks, (given, result), strict=True))
+        tests = [_any(test, *pair) for pair in pairs for test in (np.isnan, np.isinf)]
+        tests = np.broadcast_arrays(*tests)
+        lanes = tests[0].shape
+        self._events += [
+            _Event(call, lane, lanes, *(bool(test[lane]) for test in tests))
+            for lane in np.ndindex(lanes)
+        ]
+        return np.ones(lanes, np.bool_)
+
+
+def _any(test: Callable[..., Any], ranks: list[int], arrays: list[Any]) -> np.ndarray:
+    """Returns whether any value passes a test, for each lane of `jax.vmap`, outermost first."""
+    found = np.zeros((), np.bool_)
+    for rank, array in zip(ranks, map(np.asarray, arrays), strict=True):
+        own = tuple(range(array.ndim - rank, array.ndim))
+        found = np.asarray(found | test(array).any(axis=own))
+    return found
 
 
 def _kinds(event: _Event) -> tuple[tuple[str, bool], ...]:
@@ -224,29 +272,39 @@ def _inexact(tree: Any) -> list[Any]:
     ]
 
 
-def _stack(path: Path, facts: Facts | None) -> tuple[int, ...]:
-    """Returns the size of the stack that a module is in: the axes that lifts have added.
+def _stack(path: Path, facts: Facts | None) -> ParamFact | None:
+    """Returns a parameter of the stack that a module is in, from which its axes are known.
 
     A module without parameters is in the stack of what is beside it.
     """
     for end in range(len(path), 0, -1):
         inside = [f for f in (facts or {}).values() if f.path[:end] == path[:end]]
-        found = {tuple(fact.shape[axis] for axis in fact.lifted_axes) for fact in inside}
-        if found:
-            return min(found, key=len)
-    return ()
+        if inside:
+            return min(inside, key=lambda fact: len(fact.lifted_axes))
+    return None
 
 
-def _layer(same: list[_Event], call: int, layers: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the place in the stack of one of a module's calls, where it can be known."""
-    size = math.prod(layers)
-    if size < 2 or len(same) % size:
+def _layer(event: _Event, number: int, calls: int, stack: ParamFact | None) -> dict[str, Any]:
+    """Returns the place in the stack of one of a module's calls, where it can be known.
+
+    Layers of a scan follow one another, those of a vmap are lanes.
+    """
+    if stack is None:
         return {}
-    runs = Counter(event.traced for event in same)
-    if set(runs.values()) == {size}:
-        # One call, whose body was run for each layer.
-        number = sum(event.traced == same[call].traced for event in same[:call])
-    else:
-        number = call // (len(same) // size)
-    layer = tuple(int(index) for index in np.unravel_index(number, layers))
-    return {"layer": layer, "layers": layers}
+    scanned = [axis for axis in stack.scan_axes if axis in stack.lifted_axes]
+    others = [axis for axis in stack.lifted_axes if axis not in scanned]
+    shape = stack.shape
+    lengths = tuple(shape[axis] for axis in scanned)
+    size = math.prod(lengths)
+    known = event.lanes[: len(others)] == tuple(shape[axis] for axis in others)
+    if not known or size * len(others + scanned) == 0 or calls % size:
+        return {}
+    turn = np.unravel_index(number // (calls // size), lengths) if lengths else ()
+    places = dict(zip(others, event.lane, strict=False))
+    for axis, place in zip(scanned, turn, strict=True):
+        last = shape[axis] - 1
+        places[axis] = int(last - place if axis in stack.reversed_axes else place)
+    return {
+        "layer": tuple(places[axis] for axis in stack.lifted_axes),
+        "layers": tuple(shape[axis] for axis in stack.lifted_axes),
+    }

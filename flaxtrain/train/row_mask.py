@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from flaxtrain.errors import ModelError
+from flaxtrain.params.intercept import MethodCall, intercepted_under_jit
 from flaxtrain.typing import Array, Key
 
 __all__ = ["row_mask"]
 
-_fresh = itertools.count()
 
-
-@contextmanager
-def row_mask(mask: Array | None, rngs: Mapping[str, Key]) -> Iterator[dict[str, Key]]:
-    """Hands the row mask to every `nn.BatchNorm` that forms batch statistics in this context.
-
-    The mask is no argument of the model, so `nn.jit` would not see that it changes and would
-    take a program that it compiled with another mask. A random stream with a name that was
-    never used before makes each context a call of its own.
+def row_mask(
+    mask: Array | None, rngs: Mapping[str, Key]
+) -> AbstractContextManager[dict[str, Key]]:
+    """Hands the row mask to every `nn.BatchNorm` that forms batch statistics in a context.
 
     The rows are looked for on the first axis. A model that moves the time axis to the front has
     to pass `mask=` to its BatchNorm itself: where both axes have the same length, nothing here
@@ -34,49 +28,29 @@ def row_mask(mask: Array | None, rngs: Mapping[str, Key]) -> Iterator[dict[str, 
 
     Args:
         mask: bool `[rows]`, or None for a full batch: then nothing happens.
-        rngs: the random streams of the call.
-
-    Yields:
-        Streams to add to `rngs`.
+        rngs: the random streams of the call; the context has streams to add to them.
 
     Raises:
         ModelError: (from within) the rows that BatchNorm sees are not those of the batch.
     """
     if mask is None:
-        yield {}
-        return
-    stream = f"_rows_{next(_fresh)}"
-    key = next(iter(rngs.values()), None)
-    key = jax.random.key(0) if key is None else key
+        return nullcontext({})
 
-    def hand_over(
-        following: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        module = context.module
-        scope = module.scope
-        if scope is not None and scope.rngs and stream not in scope.rngs:
-            # nn.scan and nn.vmap pass on only the streams that they split.
-            scope.rngs[stream] = next(iter(scope.rngs.values()))
-            scope.rng_counters[stream] = 0
-        if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
-            kwargs = {**kwargs, **_mask_argument(context, mask, args, kwargs)}
-        return following(*args, **kwargs)
+    def hand_over(call: MethodCall) -> Any:
+        if isinstance(call.module, nn.BatchNorm) and call.method == "__call__":
+            kwargs = {**call.kwargs, **_mask_argument(call, mask)}
+            return call.following(*call.args, **kwargs)
+        return call.run()
 
-    with nn.intercept_methods(hand_over):
-        yield {stream: key}
+    return intercepted_under_jit(hand_over, rngs)
 
 
-def _mask_argument(
-    context: Any, mask: Array, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Array]:
+def _mask_argument(call: MethodCall, mask: Array) -> dict[str, Array]:
     """Returns `{"mask": ...}` for a call that forms statistics and has no mask of its own."""
-    module, signature = context.module, inspect.signature(context.orig_method)
+    module, signature = call.module, inspect.signature(call.context.orig_method)
     if "mask" not in signature.parameters:
         return {}  # a subclass with a `__call__` of its own, which calls nn.BatchNorm's in turn
-    given = signature.bind_partial(*args, **kwargs).arguments
+    given = signature.bind_partial(*call.args, **call.kwargs).arguments
     frozen = given.get("use_running_average")
     if (module.use_running_average if frozen is None else frozen) or given.get(
         "mask"

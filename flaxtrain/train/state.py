@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.optim import apply_updates, with_extra_args
 from flaxtrain.precision import NEAREST, UNSCALED, LossScale, Rounding
 from flaxtrain.spec import applied_learning_rates
@@ -179,9 +180,10 @@ class TrainState(struct.PyTreeNode):
         params, carry = self.rounding.stored(
             exact, trainable, lambda: fold_key(self.rng, stream, self.step)
         )
-        return self.replace(params=self._joined(params, frozen), rounding_carry=carry)
+        return self.replace(params=self.joined(params, frozen), rounding_carry=carry)
 
-    def _joined(self, trainable: Params, frozen: Params) -> Params:
+    def joined(self, trainable: Params, frozen: Params) -> Params:
+        """Returns a tree like `params` from the two parts that `split_params` returns."""
         if not frozen:
             return trainable
         # Kept in its own kind of tree: params may be a FrozenDict.
@@ -204,8 +206,7 @@ class TrainState(struct.PyTreeNode):
 
         Lookahead also sets the trained weights back. All else stays.
         """
-        trainable, frozen = self.split_params()
-        exact = self._joined(self.rounding.exact(trainable, self.rounding_carry), frozen)
+        exact = self.exact_params
         ema, moved = self.ema.update(exact, self.collections, self.step, self.trainable)
         state = self.replace(ema=ema)
         if moved is exact:
@@ -214,9 +215,16 @@ class TrainState(struct.PyTreeNode):
             moved = split(moved, self.trainable)[0]
         return state._stored(moved, "rounding/averaged")
 
+    @property
+    def exact_params(self) -> Params:
+        """The parameters as precisely as they are known: with what `rounding` keeps of them."""
+        trainable, frozen = self.split_params()
+        return self.joined(self.rounding.exact(trainable, self.rounding_carry), frozen)
+
     def resumable(self) -> TrainState:
-        """Returns the state with the latch of `nonfinite="raise"` lifted, for the next run."""
-        counters = self.counters.replace(halted=_zero(), consecutive_skipped=_zero())
+        """Returns the state for the next run: after a halt without latch, and counting anew."""
+        skips = jnp.where(self.counters.halted > 0, 0, self.counters.consecutive_skipped)
+        counters = self.counters.replace(halted=_zero(), consecutive_skipped=skips)
         return self.replace(counters=counters)
 
     @property
@@ -236,9 +244,11 @@ def eval_state(state: TrainState) -> TrainState:
         the same structure and dtypes, so that a compiled evaluation serves both. Without an
         average, or before `Swa` begins, they are the trained ones. Arrays may be shared with
         `state`, and are gone when that is donated to the next step.
+
+    Raises:
+        ArgumentTypeError: `state` is no `TrainState`.
     """
-    params, collections = state.ema.value(state.params, state.collections)
-    return state.replace(params=params, collections=collections)
+    return _evaluated(state, "eval_state")
 
 
 def eval_params(state: TrainState) -> Params:
@@ -250,6 +260,9 @@ def eval_params(state: TrainState) -> Params:
     Returns:
         A tree like `state.params`, see `eval_state`. A model with BatchNorm also needs the
         averaged statistics: `eval_state(state).collections`.
+
+    Raises:
+        ArgumentTypeError: `state` is no `TrainState`.
 
     Example:
         >>> from flaxtrain import optim
@@ -263,4 +276,15 @@ def eval_params(state: TrainState) -> Params:
         >>> print(state.params["w"], eval_params(state)["w"])
         [3.] [2.]
     """
-    return eval_state(state).params
+    return _evaluated(state, "eval_params").params
+
+
+def _evaluated(state: TrainState, where: str) -> TrainState:
+    if not isinstance(state, TrainState):
+        raise ArgumentTypeError(
+            f"state is a {type(state).__name__}, not a TrainState",
+            where=where,
+            fix="pass the whole training state, such as trainer.state after a fit",
+        )
+    params, collections = state.ema.weights(state.params, state.collections)
+    return state.replace(params=params, collections=collections)

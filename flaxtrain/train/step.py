@@ -18,25 +18,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxtrain.checks import answering
 from flaxtrain.data.inputs import model_inputs
 from flaxtrain.metrics.monoid import empty_like
-from flaxtrain.train.contract import call_loss
-from flaxtrain.train.gradient import Rows, gradient, loss_function
+from flaxtrain.train.calls import check_call, check_norms
+from flaxtrain.train.forward_pass import forward
+from flaxtrain.train.gradient import gradient, loss_function
 from flaxtrain.train.keys import step_key
 from flaxtrain.train.model import call_arguments
 from flaxtrain.train.recipe import Recipe
-from flaxtrain.train.rows import row_weights
+from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import TrainState
 from flaxtrain.train.update import Change, Found, single
 from flaxtrain.train.verdict import halts, verdict
-from flaxtrain.tree import add, global_norm, where, widened
-from flaxtrain.typing import Array, ArrayLike, Batch
+from flaxtrain.tree import add, sum_of_squares, where, widened
+from flaxtrain.typing import Array, ArrayLike, Batch, Updates
 
 __all__ = ["eval_step", "predict_step", "train_step"]
 
 Metrics = dict[str, Any]
 
 
+@answering
 def train_step(
     recipe: Recipe,
     state: TrainState,
@@ -53,8 +56,7 @@ def train_step(
         batch: every leaf `[rows, ...]`.
         mask: bool `[rows]`, False for padding rows at the end; None for a full batch.
         norms: whether to form the norms of updates and parameters and to report the learning
-            rate. A traced bool scalar costs nothing where it is False; where it is True the
-            update is computed a second time for it, a line search too.
+            rate. A traced bool scalar costs nothing where it is False.
 
     Returns:
         The state after, and the metrics by name, each with its weight (all weights are 0 in a
@@ -66,6 +68,8 @@ def train_step(
 
     Raises:
         BatchError: the batch does not divide into microbatches.
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: the mask has another number of rows than the batch.
 
     Example:
         >>> import flax.linen as nn, numpy as np
@@ -79,21 +83,21 @@ def train_step(
         >>> int(state.step), float(metrics["accuracy"].compute())
         (3, 1.0)
     """
-    batch, real_rows, weight = row_weights(batch, mask)
-    accumulation = recipe.accumulation
-    at_once, rows = recipe.spec.accumulation.count == 1, Rows(batch, real_rows, weight)
+    check_call(recipe, state, batch, where="train_step", mask=mask)
+    check_norms(norms)
+    accumulation, rows = recipe.accumulation, Rows.of(batch, mask)
     key = accumulation.key(step_key(state.rng, state.step), state.accumulated)
     grads, output, collections = gradient(recipe, state, rows, accumulation.objectives, key)
     # Widened first: what is tiny in 16 bits is zero once the scale is gone.
     grads = state.loss_scale.unscale(widened(grads))
     # That of the batch: terms may pull in opposite directions.
-    grad_norm = global_norm(functools.reduce(add, grads))
-    examples = _examples(batch, real_rows)
-    decided = verdict(state, output.loss, grad_norm, collections, examples)
+    grad_norm = _norm(functools.reduce(add, grads))
+    decided = verdict(state, output.loss, grad_norm, collections, rows.examples)
     used = state.loss_scale
     halted = halts(recipe.spec, state.counters, decided, used.at_minimum)
-    found = Found(grads, grad_norm, output.loss, collections, examples)
-    functions = {"value_fn": loss_function(recipe, state, rows, key)} if at_once else {}
+    found = Found(grads, grad_norm, output.loss, collections, rows.examples)
+    value = loss_function(recipe, state, rows, key)
+    functions = {"value_fn": value} if accumulation.every_batch else {}
     state, step_metrics = Change(recipe, state, functions).made(found, decided, halted, norms)
     state = state.replace(
         loss_scale=where(decided.tried, used.adjust(decided.finite), used),
@@ -103,10 +107,14 @@ def train_step(
     return state, {**_if_accepted(output.metrics, decided.accept), **scale, **step_metrics}
 
 
-def _examples(batch: Batch, real_rows: Array | None) -> Array:
-    if real_rows is None:
-        return jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.int32)
-    return jnp.sum(real_rows, dtype=jnp.int32)
+def _norm(grads: Updates) -> Array:
+    """Returns the norm of all gradients together, as `global_norm` does.
+
+    The sums of the arrays are added up as one vector: on a TPU each addition of two numbers is
+    a launch, and without the barrier the compiler takes the vector apart.
+    """
+    sums = [jnp.zeros((), jnp.float32), *map(sum_of_squares, jax.tree.leaves(grads))]
+    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(jnp.stack(sums))))
 
 
 def _if_accepted(metrics: Metrics, accept: Array) -> Metrics:
@@ -119,6 +127,7 @@ def _if_accepted(metrics: Metrics, accept: Array) -> Metrics:
     return {name: keep(metric) for name, metric in metrics.items()}
 
 
+@answering
 def eval_step(
     recipe: Recipe, state: TrainState, batch: Batch, mask: ArrayLike | None = None
 ) -> Metrics:
@@ -129,18 +138,24 @@ def eval_step(
         state: the state to evaluate.
         batch: every leaf `[rows, ...]`.
         mask: bool `[rows]`, False for padding rows; None for a full batch.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        ArgumentError: the mask has another number of rows than the batch.
     """
-    batch, real_rows, weight = row_weights(batch, mask)
-    model = recipe.bind(state, state.params, train=False, mask=real_rows, weight=weight)
-    return call_loss(recipe.loss_fn, model, batch).metrics
+    check_call(recipe, state, batch, where="eval_step", mask=mask)
+    return forward(recipe, state, Rows.of(batch, mask), train=False)[0].metrics
 
 
+@answering
 def predict_step(recipe: Recipe, state: TrainState, batch: Batch) -> Any:
     """Returns the model's output for one batch in evaluation mode.
 
     Raises:
         LossError: it is not clear what part of the batch the model takes.
+        ArgumentTypeError: an argument has the wrong type.
     """
+    check_call(recipe, state, batch, where="predict_step")
     args, kwargs = model_inputs(batch, call_arguments(recipe.module))
     model = recipe.bind(state, state.params, train=False)
     return model(*args, **kwargs)

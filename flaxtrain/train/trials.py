@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.train.contract import LossOutput, call_loss, run_loss
+from flaxtrain.train.contract import run_loss
 from flaxtrain.train.frozen_modules import NOTHING_FROZEN
-from flaxtrain.train.gradient import Rows, gradient
+from flaxtrain.train.gradient import gradient
 from flaxtrain.train.keys import step_key
 from flaxtrain.train.model import BoundModel
 from flaxtrain.train.recipe import Recipe
-from flaxtrain.train.rows import row_weights
+from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import TrainState
 from flaxtrain.tree import Path, widened
-from flaxtrain.typing import Array, ArrayLike, Batch, Collections, Updates
+from flaxtrain.typing import Array, Batch, Updates
 
-__all__ = ["forward", "row_outputs", "trial_gradient"]
-
-
-def forward(
-    recipe: Recipe, state: TrainState, batch: Batch, mask: ArrayLike | None = None
-) -> tuple[LossOutput, Collections]:
-    """Returns loss, metrics and collections of a batch in training, at once; nothing changes.
-
-    Args:
-        recipe: what does not change in the run.
-        state: the state before the step.
-        batch: every leaf `[rows, ...]`.
-        mask: bool `[rows]`, False for padding rows; None for a full batch.
-    """
-    batch, real_rows, weight = row_weights(batch, mask)
-    model = recipe.bind(state, state.params, train=True, mask=real_rows, weight=weight)
-    return call_loss(recipe.loss_fn, model, batch), model.collections
+__all__ = ["row_outputs", "trial_gradient"]
 
 
 def trial_gradient(
@@ -52,8 +35,8 @@ def trial_gradient(
     Returns:
         The loss, and nested dicts of the gradient without the loss scale, float32 at least.
     """
-    recipe = replace(recipe, frozen=NOTHING_FROZEN, _by_phase={}, _with_features={})
-    state, rows = state.replace(trainable=trained), Rows(batch, None, None)
+    recipe = recipe.changed(frozen=NOTHING_FROZEN)
+    state, rows = state.replace(trainable=trained), Rows(batch)
     key = step_key(state.rng, state.step)
     [grads], output, _ = gradient(recipe, state, rows, lambda loss: [loss.compute()], key)
     return output.loss.compute(), state.loss_scale.unscale(widened(grads))

@@ -1,13 +1,11 @@
 """What becomes of the gradient of a batch: rejected, added to those before, or an update made.
 
-values   where only log points have them: the update is made, and its norms and rates are kept
-change   reject: keep everything
-         keep:   add to the batches of this update
-         emit:   with the last one clip, precondition, decay, learning rate, apply, average
-Two conditionals, one after the other. Were the norms formed where the state changes, the arrays
-from which they are formed would have to be kept beside the new state. Made for the norms alone,
-an update leaves nothing behind, and the one that is kept is made in place. Norms of every step
-are formed with the change: an update is then made once.
+reject   keep everything
+keep     add to the batches of this update
+emit     with the last one clip, precondition, decay, learning rate, apply, average
+measure  emit, and form norms and rates of the update: where only log points have them
+One conditional. Norms are formed where the state changes, so that an update is made once. They
+are formed before the new parameters are written, which then take the place of the old ones.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from flaxtrain.metrics import Mean, Terms
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.state import TrainState
 from flaxtrain.train.step_values import step_values, value_names
-from flaxtrain.train.verdict import Verdict, accepted, counted
-from flaxtrain.tree import global_norm
+from flaxtrain.train.verdict import Verdict, accepted, counters_after
+from flaxtrain.tree import global_norm, where, zeros_like
 from flaxtrain.typing import Array, ArrayLike, Collections, Updates
 
 # Nothing here is public: `train_step` is.
@@ -92,16 +90,12 @@ class Change:
             The state after, and the metrics of the update: `grad_norm`, and those of
             `step_values`. Without an update they have no weight.
         """
-        always = self._emits is True
-        accept = decided.accept
-        emits = accept & self._emits
+        emits = decided.accept & self._emits
         vector = jnp.zeros(len(self._nothing), jnp.float32)
-        if not isinstance(norms, bool):
-            vector, accept = self._apart(found, accept, emits & norms)
 
         def reject(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
             old, found = operands
-            counters = counted(old.counters, decided, found.examples, halted)
+            counters = counters_after(old.counters, decided, found.examples, halted)
             return old.replace(counters=counters), _zero(), vector
 
         def keep(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
@@ -110,56 +104,57 @@ class Change:
 
         def emit(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
             made = self._updated(operands)
-            values = self._formed(made)[0] if norms is True else vector
-            return made.new.averaged(), jnp.asarray(made.grad_norm, jnp.float32), values
+            return made.new.averaged(), jnp.asarray(made.grad_norm, jnp.float32), vector
 
-        branches = [reject, *([] if always else [keep]), emit]
-        index = jnp.where(accept, jnp.where(self._emits, len(branches) - 1, 1), 0)
+        def measure(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
+            made = self._updated(operands)
+            new, values = self._measured(made)
+            return new.averaged(), jnp.asarray(made.grad_norm, jnp.float32), values
+
+        branches = [reject, *([] if self._accumulation.every_batch else [keep])]
+        last = len(branches)
+        if isinstance(norms, bool):
+            branches += [measure if norms else emit]
+        else:
+            branches, last = [*branches, emit, measure], last + norms.astype(jnp.int32)
+        index = jnp.where(decided.accept, jnp.where(self._emits, last, 1), 0)
         state, norm, vector = jax.lax.switch(index, branches, (self._state, found))
         values = self._names.unflatten(list(vector))
         return state, {"grad_norm": Mean(norm, emits.astype(jnp.float32)), **values}
 
-    def _apart(self, found: Found, accept: Array, due: Array) -> tuple[Array, Array]:
-        """Returns the norms and rates of the update where they are due, and `accept` itself.
+    def _measured(self, made: _Made) -> tuple[TrainState, Array]:
+        """Returns the state after an update, and norms and rates as one array.
 
-        The latter as a result of what reads the state here: with it the update waits until the
-        old state has been read, and may overwrite it. By itself the compiler does not put the
-        one before the other, and copies the state instead.
+        One array, since each number that a conditional returns is copied. The new parameters
+        are made to depend on the norms, for which the old ones are read: by itself the compiler
+        does not put the one before the other, and copies the parameters in every step.
         """
-
-        def form(operands: tuple[TrainState, Found]) -> tuple[Array, Array]:
-            vector, update_norm = self._formed(self._updated(operands))
-            # A norm is never below 0, which the compiler doesn't know; of NaN this is True.
-            return vector, ~(update_norm < 0)
-
-        def leave_out(operands: tuple[TrainState, Found]) -> tuple[Array, Array]:
-            return jnp.zeros(len(self._nothing), jnp.float32), accept
-
-        return jax.lax.cond(due, form, leave_out, (self._state, found))
-
-    def _formed(self, made: _Made) -> tuple[Array, Array]:
-        """Returns norms and rates as one array, and the norm of the update.
-
-        One array, since each number that a conditional returns is copied.
-        """
-        assignment = self._recipe.assignment
+        old, new = made.old, made.new
         values = step_values(
-            assignment, made.grads, made.updates, made.old, made.new, made.grad_norm
+            self._recipe.assignment, made.grads, made.updates, old, new, made.grad_norm
         )
         metrics = {name: single(value) for name, value in values.items()}
-        return jnp.stack(jax.tree.leaves(metrics)), values["update_norm"]
+        # No sum of norms is -1, which the compiler doesn't know; that of NaN is not -1 either.
+        never = values["update_norm"] + values["param_norm"] == -1
+        trained, frozen = new.split_params()
+        written = trained, new.rounding_carry
+        trained, carry = where(never, zeros_like(written), written)
+        new = new.replace(params=new.joined(trained, frozen), rounding_carry=carry)
+        return new, jnp.stack(jax.tree.leaves(metrics))
 
     def _added(self, operands: tuple[TrainState, Found]) -> tuple[TrainState, Any]:
         old, found = operands
         sums = self._accumulation.add(old.accumulated, found.grads, found.loss)
         # Here, where `accept` is known, little is left to count.
-        counters = counted(old.counters, accepted(), found.examples, jnp.array(False))
+        counters = counters_after(old.counters, accepted(), found.examples, jnp.array(False))
         return old.replace(collections=found.collections, counters=counters), sums
 
     def _updated(self, operands: tuple[TrainState, Found]) -> _Made:
         old, sums = self._added(operands)
         grads, value, sums = self._accumulation.emit(sums)
-        grad_norm = operands[1].norm if self._emits is True else global_norm(grads)
+        # Known already, where it is that of one batch.
+        known = self._accumulation.every_batch
+        grad_norm = operands[1].norm if known else global_norm(grads)
         offered = {"value": value, "grad": grads, **self._functions}
         new, updates = old.updated(grads, grad_norm=grad_norm, **offered)
         return _Made(old, grads, grad_norm, new.replace(accumulated=sums), updates)

@@ -18,7 +18,7 @@ from flaxtrain.train.state import Counters, TrainState
 from flaxtrain.tree import all_finite
 from flaxtrain.typing import Array, ArrayLike, Collections
 
-__all__ = ["Verdict", "accepted", "counted", "halts", "verdict"]
+__all__ = ["Verdict", "accepted", "counters_after", "halts", "verdict"]
 
 
 class Verdict(NamedTuple):
@@ -111,7 +111,9 @@ def halts(spec: OptSpec, counters: Counters, found: Verdict, at_minimum: ArrayLi
     return found.bad & final & (at_once | too_often)
 
 
-def counted(counters: Counters, found: Verdict, examples: Array, halted: Array) -> Counters:
+def counters_after(
+    counters: Counters, found: Verdict, examples: Array, halted: Array
+) -> Counters:
     """Returns the counters after a step.
 
     Args:
@@ -123,7 +125,7 @@ def counted(counters: Counters, found: Verdict, examples: Array, halted: Array) 
     most = jnp.iinfo(jnp.int32).max
     seen = jnp.where(found.accept, examples, 0)
     return Counters(
-        batches=counters.batches + (counters.halted == 0),
+        batches=counters.batches + (found.accept | (counters.halted == 0)),
         examples=jnp.where(counters.examples > most - seen, most, counters.examples + seen),
         skipped=counters.skipped + found.bad,
         spikes=counters.spikes + (found.bad & found.finite),

@@ -86,7 +86,7 @@ def test_plan_is_written_as_data_too(capsys: pytest.CaptureFixture[str]) -> None
     config.steps, config.epochs = 20, None
     module.plan(config, None, "json")
     data = json.loads(capsys.readouterr().out)
-    assert data["horizon"]["total_steps"] == 20
+    assert data["horizon"]["batches"] == 20
     assert data["table"]["rows"][0]["path"] == "Conv_0/kernel"
 
 

@@ -76,3 +76,33 @@ def test_what_is_no_batch_is_refused(tmp_path: Path) -> None:
     for name in ("other.npz", "pickled.npy", "text.npz", "missing.npz"):
         with pytest.raises(DataError, match="can't be read"):
             load_batch(tmp_path / name)
+
+
+def test_a_damaged_file_is_refused_and_never_read_as_another_batch(tmp_path: Path) -> None:
+    batch = {"x": np.arange(12.0), "label": (np.arange(3),)}
+    path = save_batch(tmp_path / "one.npz", batch, np.array([True, False, True]))
+    whole, read = path.read_bytes(), 0
+    before = [leaf.tobytes() for leaf in jax.tree.leaves(load_batch(path))]
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data if rng.random() < 0.8 else whole[: rng.integers(len(whole))])
+        try:
+            found = load_batch(path)
+        except DataError:
+            continue
+        # Some bits, such as those of the time, mean nothing.
+        read += 1
+        assert [leaf.tobytes() for leaf in jax.tree.leaves(found)] == before
+    assert read < 30
+
+
+def test_a_file_that_lacks_something_says_what(tmp_path: Path) -> None:
+    for text, lacks in (
+        (b'{"array": "x", "dtype": "float32"}', "'x'"),
+        (b'{"new": 1}', "'array'"),
+    ):
+        np.savez(tmp_path / "one.npz", __structure__=np.frombuffer(text, np.uint8))
+        with pytest.raises(DataError, match=f"it has no entry {lacks}"):
+            load_batch(tmp_path / "one.npz")

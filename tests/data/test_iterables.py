@@ -70,7 +70,7 @@ REPEATABLE = [
 @pytest.mark.parametrize(("make", "length"), REPEATABLE)
 def test_what_can_be_repeated_gives_every_epoch_whole(make: Any, length: int | None) -> None:
     stream = as_stream(make())
-    assert (stream.rows, stream.steps_per_epoch) == (4, length)
+    assert (stream.rows, stream.batches_per_epoch) == (4, length)
     assert stream.repeats and not stream.seekable and stream.may_be_padded
     for epoch in range(3):
         assert stream.example().data is not None
@@ -109,7 +109,7 @@ def test_a_loader_is_not_started_twice_for_the_example() -> None:
 
 def test_a_generator_serves_one_epoch_and_then_says_what_to_do() -> None:
     stream = as_stream(made())
-    assert not stream.repeats and stream.steps_per_epoch is None
+    assert not stream.repeats and stream.batches_per_epoch is None
     list(stream.epoch(0))
     with pytest.raises(DataError, match="the generator can be iterated once only") as caught:
         stream.epoch(1)

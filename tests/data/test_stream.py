@@ -28,14 +28,14 @@ def test_every_example_is_real_exactly_once_and_every_batch_has_the_same_rows(
     assert sorted(real(iter(found))) == list(range(n))
     assert {len(batch.data[0]) for batch in found} == {size} == {stream.rows}
     assert stream.may_be_padded == any(batch.count < size for batch in found)
-    assert (stream.steps_per_epoch, stream.examples_per_epoch) == (len(found), n)
+    assert (stream.batches_per_epoch, stream.examples_per_epoch) == (len(found), n)
     start = data.draw(st.integers(0, len(found)))
     assert real(stream.epoch(2, start)) == real(iter(found[start:]))
 
 
 def test_a_dropped_remainder_is_not_counted() -> None:
     stream = as_stream(batches((np.arange(10),), 4, drop_remainder=True))
-    assert (stream.steps_per_epoch, stream.examples_per_epoch) == (2, 8)
+    assert (stream.batches_per_epoch, stream.examples_per_epoch) == (2, 8)
     assert not stream.may_be_padded
 
 
@@ -43,12 +43,12 @@ def test_arrays_get_the_default_batch_size_and_say_so() -> None:
     stream = as_stream({"x": np.arange(200)})
     assert stream.rows == 128
     assert stream.description == (
-        "200 examples, 2 steps per epoch, batch size 128 (the default; pass batch_size= to "
+        "200 examples, 2 batches per epoch, batch size 128 (the default; pass batch_size= to "
         "change it), in order"
     )
     chosen = as_stream({"x": np.arange(200)}, 50, shuffle=True, seed=3)
     assert chosen.description == (
-        "200 examples, 4 steps per epoch, batch size 50, shuffled with seed 3"
+        "200 examples, 4 batches per epoch, batch size 50, shuffled with seed 3"
     )
 
 

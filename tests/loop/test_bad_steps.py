@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import flaxtrain as ft
-from flaxtrain.errors import ArgumentTypeError, NonFiniteError, StateError
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StateError
 from flaxtrain.loop.window import IN_FLIGHT
 from tests.runs import refused
 
@@ -200,6 +201,69 @@ def test_nor_does_a_batch_that_no_file_can_hold(
     assert isinstance(error.diagnosis, ft.Diagnosis)
 
 
+def test_a_full_disk_leaves_no_half_a_file_and_keeps_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numpy.lib.format.write_array", full)
+    error = error_of(trainer(workdir=tmp_path), arrays(bad=(0,)), steps=3, batch_size=8)
+    assert "could not be saved, OSError: [Errno 28] No space left on device" in str(error)
+    assert "example 0" in str(error) and not list((tmp_path / "bad_batches").iterdir())
+
+
+def test_an_error_of_another_kind_leaves_a_state_that_goes_on() -> None:
+    class Fails(ft.Hook):
+        def on_step(self, run: Any) -> None:
+            if run.batches == 5:
+                raise RuntimeError("this hook fails")
+
+    one = trainer(hooks=[Fails()])
+    good = [{k: v[i : i + 4] for k, v in arrays().items()} for i in range(0, 48, 4)]
+    bad = {k: v[:4] for k, v in arrays(bad=(0,)).items()}
+    with pytest.raises(RuntimeError, match="this hook fails") as caught:
+        one.fit([*good[:3], bad, *good[3:]])
+    assert caught.value.__notes__ == ["before that, batch 3 of the run was a bad step"]
+    one.hooks = ()
+    assert int(one.fit(good).state.step) == 15
+
+
+def test_a_hook_that_fails_at_the_last_log_point_does_not_hide_the_report() -> None:
+    class Fails(ft.Hook):
+        def on_log(self, run: Any, step: int, metrics: dict[str, float]) -> None:
+            raise RuntimeError("no place for metrics")
+
+    error = error_of(trainer(hooks=[Fails()]), arrays(bad=(3,)), steps=6, batch_size=8)
+    assert "example 3" in str(error)
+    assert error.__notes__ == [
+        "and at the log point before it: RuntimeError('no place for metrics')"
+    ]
+
+
+def test_a_streak_of_skips_goes_on_in_a_state_that_was_not_halted() -> None:
+    one = trainer({"nonfinite": "skip", "max_skips": 4})
+    good = {k: v[:4] for k, v in arrays().items()}
+    bad = {k: v[:4] for k, v in arrays(bad=(0,)).items()}
+    state = one.fit([good, bad, bad]).state.resumable()
+    assert int(state.counters.consecutive_skipped) == 2
+    error = error_of(one, [bad] * 4)
+    assert "rejected in a row: 4 steps" in str(error)
+    assert "batch 4 of the run, after 1 update (" in str(error)
+    assert int(one.state.counters.consecutive_skipped) == 0  # type: ignore[union-attr]
+
+
+def test_of_a_run_with_cached_features_the_batch_is_saved_without_them(tmp_path: Path) -> None:
+    model = nn.Sequential([nn.Dense(4), nn.Dense(1)])
+    spec = ft.OptSpec("adam", 0.01, freeze=[ft.Freeze("layers_0/**")])
+    one = ft.Trainer(model, spec, verbose=False, workdir=tmp_path)
+    data = ft.data.batches(arrays(bad=(5,)), 4)
+    error = error_of(one, data, epochs=1, cache_frozen=True)
+    batch, mask = ft.data.load_batch(next((tmp_path / "bad_batches").glob("*.npz")))
+    assert sorted(batch) == ["target", "x"]
+    assert str(ft.diagnose(one, None, batch, mask)) == str(error.diagnosis)
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_diagnose_refuses_what_is_no_run() -> None:
     batch = {key: leaf[:4] for key, leaf in arrays().items()}
@@ -209,3 +273,9 @@ def test_diagnose_refuses_what_is_no_run() -> None:
     recipe = ft.make_recipe(nn.Dense(1), ft.OptSpec("sgd", 0.1), batch)
     refused(lambda: diagnose(recipe, {}, batch), ArgumentTypeError, "state is a dict")
     assert diagnose(recipe, recipe.init(0), batch).is_finite
+    for mask in (np.ones(3, bool), np.ones(4), "all"):
+        refused(
+            lambda m=mask: diagnose(recipe, recipe.init(0), batch, m),
+            ArgumentError,
+            "the batch has 4 rows",
+        )

@@ -26,6 +26,14 @@ def data(batches: int, bad: tuple[int, ...] = ()) -> list[dict[str, np.ndarray]]
     ]
 
 
+def steps_of(workdir: Path, run: str) -> dict[str, list[int]]:
+    """Returns the steps of the points on each curve."""
+    files = EventAccumulator(str(workdir / run))
+    files.Reload()
+    tags = files.Tags()["scalars"]
+    return {tag: [event.step for event in files.Scalars(tag)] for tag in tags}
+
+
 def logged(workdir: Path) -> dict[int, float]:
     files = EventAccumulator(str(workdir / "train"))
     files.Reload()
@@ -66,3 +74,30 @@ def test_of_a_run_with_skipped_steps(tmp_path: Path) -> None:
 
 def test_of_a_run_that_was_continued(tmp_path: Path) -> None:
     assert_of_the_spec(fit(tmp_path, data(12), 5, 12), [3, 5, 6, 9, 12])
+
+
+def test_every_step_has_one_point_on_each_curve(tmp_path: Path) -> None:
+    """Log points closer than updates, rejected batches, a run continued within an update."""
+    spec = ft.OptSpec("sgd", 0.1, nonfinite="skip", accumulate=ft.AccumulateBatches(3))
+    batches = data(15, bad=(4, 5))
+    for length in (7, 15):
+        trainer = ft.Trainer(MLP(), spec, workdir=tmp_path, log_every=2, verbose=False)
+        trainer.fit(batches, steps=length, eval_ds=batches[:1], eval_every=2)
+    # 13 batches are accepted, and make four updates.
+    train, val = steps_of(tmp_path, "train"), steps_of(tmp_path, "val")
+    assert train["loss"] == train["learning_rate"] == train["grad_norm"] == [1, 2, 3, 4]
+    assert val["loss"] == [0, 1, 2, 3, 4]
+    for steps in (*train.values(), *val.values()):
+        assert steps == sorted(set(steps))
+
+
+def test_a_row_has_all_batches_since_the_one_before() -> None:
+    losses = []
+    for log_every in (1, 3):
+        spec = ft.OptSpec("sgd", 0.1, accumulate=ft.AccumulateBatches(3))
+        trainer = ft.Trainer(MLP(), spec, log_every=log_every, verbose=False)
+        rows = trainer.fit(data(8)).history.train
+        assert [row["step"] for row in rows] == [1, 2]  # the last two make no update
+        losses.append([row["loss"] for row in rows])
+    # The same sums of float32, in two compiled programs.
+    np.testing.assert_allclose(*losses, rtol=1e-6)

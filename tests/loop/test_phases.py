@@ -378,7 +378,7 @@ def test_layers_thaw_one_by_one_in_the_order_that_is_asked_for(
 ) -> None:
     rule = Freeze("a | b", until="20%", every="1ep", order=order)  # 2 and 4 of 10 steps
     batch = {"x": X[:16], "label": LABEL[:16]}
-    horizon = Horizon(total_steps=10, steps_per_epoch=4)
+    horizon = Horizon(batches=10, batches_per_epoch=4)
     recipe = ft.make_recipe(Net(), spec(rule), batch, horizon=horizon)
     phases = recipe.assignment.phases
     assert [phase.start for phase in phases] == [0, 2, 6]

@@ -275,7 +275,7 @@ def test_the_text_has_every_part(plan: ft.Plan) -> None:
         "layer  lr_mult",
         "loss           softmax_cross_entropy",
         "batch          image float32[60, 8, 8, 1], label int32[60]",
-        "steps          50 (5 per epoch)",
+        "batches        50 (5 per epoch)",
         "state          parameters 2.7 KiB, slots ",
         "frozen modules BatchNorm_0, BatchNorm_1, Conv_0, Conv_1 as in evaluation",
         "decay presets",
@@ -332,4 +332,4 @@ def test_a_plan_without_a_length_is_made() -> None:
     trainer = ft.Trainer(nn.Dense(2), ft.OptSpec("adam", 1e-3), verbose=False)
     plan = trainer.plan(batches)
     assert plan.learning_rate == {0: 1e-3}
-    assert "steps          unknown (unknown per epoch)" in str(plan)
+    assert "batches        unknown (unknown per epoch)" in str(plan)

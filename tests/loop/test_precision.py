@@ -197,10 +197,22 @@ def test_the_plan_lists_the_resulting_dtypes() -> None:
     assert "computed as the model says" in str(default) and default.dtypes.computed == {}
 
 
+def test_adapters_with_a_dtype_keep_it_beside_kernels_of_16_bits() -> None:
+    found = []
+    for dtype, overrides in [(None, {}), ("float32", {}), ("float32", {"#lora": "p=bf16"})]:
+        adapters = ft.LoRA("**/kernel", rank=1, dtype=dtype)
+        precision = Precision("p=bf16,c=bf16", overrides)
+        plan = trainer(precision, Small(), adapters=adapters).plan(data())
+        found.append({name: count for name, (count, _) in plan.dtypes.stored.items()})
+    assert found == [{"bfloat16": 8}, {"bfloat16": 4, "float32": 4}, {"bfloat16": 8}]
+
+
 def test_the_plan_warns_of_updates_that_vanish_and_of_a_policy_without_effect() -> None:
     vanish = trainer("p=bf16,c=bf16", Small()).plan(data()).warnings
     assert len(vanish) == 1 and vanish[0].startswith("4 trained parameters of 16 bits")
     assert not trainer(SHORT, Small()).plan(data()).warnings
+    idle = trainer(Precision("bf16", update="kahan"), Small()).plan(data()).warnings
+    assert len(idle) == 1 and idle[0].startswith("Precision(update='kahan') has nothing to do")
     # A model that was written for bfloat16 parameters is warned of as well.
     own = nn.Dense(3, param_dtype=jnp.bfloat16)
     assert "2 trained parameters of 16 bits" in trainer("f32", own).plan(data()).warnings[0]
@@ -209,6 +221,25 @@ def test_the_plan_warns_of_updates_that_vanish_and_of_a_policy_without_effect() 
     plan = trainer("bf16", explicit).plan(data())
     assert len(plan.warnings) == 1 and "does not reach any module" in plan.warnings[0]
     assert plan.dtypes.own == {"float32": ("Dense",)} and "own dtype=" in str(plan)
+
+
+class Unless(nn.Module):
+    """Sets a dtype where it has none: a layer's, of its own; a norm's, in any case."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.LayerNorm(dtype=jnp.float32, name="norm")(x)
+        return nn.Dense(3, dtype=self.dtype or jnp.float32, name="head")(x)
+
+
+def test_the_plan_says_what_becomes_of_a_dtype_that_is_made_from_another_one() -> None:
+    plan = trainer(Precision("bf16", {"norm": "c=f16"}), Unless()).plan(data())
+    assert plan.dtypes.own == {"bfloat16": ("Dense",), "float32": ("LayerNorm",)}
+    # And of an override of a dtype that stays what it is.
+    told = "precision says c=f16 for 'norm', and the model sets the dtype of norm itself"
+    assert len(plan.warnings) == 1 and plan.warnings[0].startswith(told)
 
 
 # What is refused.
@@ -220,6 +251,7 @@ def test_the_plan_warns_of_updates_that_vanish_and_of_a_policy_without_effect() 
         (Precision("bf16", {"@LayerNrm": "c=f32"}), "no parameter matches '@LayerNrm'"),
         (Precision("bf16", {"heat/**": "c=f32"}), "no parameter matches 'heat/**'"),
         (Precision("bf16", {"#bias": "c=f32"}), "the parameters of one"),
+        (Precision("bf16", {"**": "c=f32", "head": "c=f16"}), "earlier overrides have all"),
         (Precision("f64"), "float64 is asked for"),
         (Precision("bf16", {"head": "c=f64"}), "float64 is asked for"),
     ],

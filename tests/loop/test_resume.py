@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -131,3 +132,46 @@ def test_another_total_is_refused_where_durations_are_relative(tmp_path: Path) -
     trainer(tmp_path).fit(data(), steps=3)
     with pytest.raises(ft.errors.CheckpointError, match="another length"):
         trainer(tmp_path).fit(data(), steps=30)
+
+
+class Halves:
+    """A user's own loss scale, which prints its address."""
+
+    def scale(self, loss: Any) -> Any:
+        return loss * 0.5
+
+    def unscale(self, grads: Any) -> Any:
+        return jax.tree.map(lambda grad: grad * 2.0, grads)
+
+    def adjust(self, finite: Any) -> Halves:
+        return self
+
+    at_minimum = True
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+
+jax.tree_util.register_pytree_node(Halves, lambda _: ((), None), lambda _, __: Halves())
+
+
+def test_a_loss_scale_of_ones_own_goes_on_without_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.ones((8, 3), np.float32)
+    rows = {"x": x, "target": x[:, :1]}
+
+    def fit(steps: int, scale: Any) -> str:
+        trainer = ft.Trainer(
+            nn.Dense(1), ft.OptSpec("sgd", 0.1), workdir=tmp_path, loss_scale=scale
+        )
+        trainer.fit(rows, steps=steps)
+        return capsys.readouterr().out
+
+    fit(1, Halves())
+    told = fit(2, Halves())
+    assert "continuing the run" in told and "loss_scale was" not in told
+    with pytest.raises(
+        ft.errors.CheckpointError, match=r"has loss scale <.*Halves>, the trainer"
+    ):
+        fit(3, ft.NoScale())

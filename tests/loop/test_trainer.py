@@ -273,7 +273,7 @@ def test_the_plan_says_what_will_happen_and_trains_nothing(digits: Any) -> None:
     )
     plan = trainer.plan(ft.data.batches(train, 50), epochs=5)
     assert trainer.state is None and trainer.recipe is None
-    assert plan.horizon.total_steps == 30
+    assert plan.horizon.batches == 30
     assert plan.memory["slots"] >= 2 * plan.memory["parameters"]
     assert plan.learning_rate[0] == 0.0
     text = str(plan)

@@ -13,7 +13,7 @@ import pytest
 from flaxtrain import optim
 from flaxtrain.errors import ParameterError
 from tests import gradients
-from tests.runs import at, counted, deviation, differing_leaves, layout
+from tests.runs import AS_IT_COMES, at, counted, deviation, differing_leaves, layout
 
 
 def recorded(steps: int) -> tuple[Any, Any]:
@@ -27,7 +27,8 @@ def play(lib: Any, steps: int, reset_state: bool = False) -> Any:
     start, grads = recorded(steps)
     params = lib.LookaheadParams.init_synced(start)
     tx = lib.lookahead(lib.adam(1e-2), 5, 0.5, reset_state)
-    update, state = jax.jit(tx.update), tx.init(params)
+    update = jax.jit(tx.update, compiler_options=AS_IT_COMES)
+    state = tx.init(params)
     for index in range(steps):
         updates, state = update(at(grads, index), state, params)
         params = lib.apply_updates(params, updates)

@@ -230,8 +230,8 @@ def test_recording_changes_no_initial_value(make: Any) -> None:
     model = make()
     plain = jax.jit(lambda: model.init(KEYS, SEQUENCE))()
     recorder = Recorder()
-    with recorder.recording():
-        rngs = {**KEYS, recorder.stream: KEYS["params"]}
+    with recorder.recording() as streams:
+        rngs = {**KEYS, **streams}
         recorded = jax.jit(lambda: model.init(rngs, SEQUENCE))()
     assert len(recorder.declared) == len(jax.tree.leaves(plain))
     for before, after in zip(jax.tree.leaves(plain), jax.tree.leaves(recorded), strict=True):

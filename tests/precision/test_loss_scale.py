@@ -156,6 +156,9 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
     (lambda: DynamicScale(max=-1.0), ArgumentError, "max=-1.0 is out of range"),
     (lambda: DynamicScale(init=0.5), ArgumentError, "init=0.5 is not between min=1 and max"),
     (lambda: DynamicScale(max=1e39), ArgumentError, r"max=1e\+39 is no float32"),
+    (lambda: DynamicScale(min=1e-39), ArgumentError, "min=1e-39 is no float32"),
+    (lambda: FixedScale(1e39), ArgumentError, r"value=1e\+39 is no float32"),
+    (lambda: DynamicScale(growth_interval=2**31), ArgumentError, "2147483648 is no int32"),
 ]
 
 

@@ -115,7 +115,7 @@ def test_the_default_changes_nothing_and_float16_asks_for_a_loss_scale() -> None
     assert [
         Precision(*arguments).needs_loss_scale
         for arguments in [("f32",), ("bf16",), ("f16",), ("p=f16",), ("o=f16",)]
-    ] == [False, False, True, True, False]
+    ] == [False, False, True, True, True]
     assert Precision("bf16", {"a": "c=f16"}).needs_loss_scale
 
 

@@ -209,6 +209,16 @@ def test_numbers_of_the_dtype_itself_are_kept(dtype: Any) -> None:
     assert bool(jnp.all(same | ~normal))
 
 
+@pytest.mark.parametrize(("dtype", "edge"), [(jnp.float16, 65520.0), (jnp.bfloat16, 3.3962e38)])
+def test_what_is_nearest_to_infinity_is_infinite_and_the_rest_finite_in_every_draw(
+    dtype: Any, edge: float
+) -> None:
+    largest = float(jnp.finfo(dtype).max)
+    values = jnp.asarray([edge, (largest + edge) / 2, -edge, -largest] * 64, jnp.float32)
+    found = stochastically_rounded(values, dtype, KEY).astype(jnp.float32)
+    np.testing.assert_array_equal(found, [np.inf, largest, -np.inf, -largest] * 64)
+
+
 def test_parameters_of_equal_shape_are_rounded_by_different_random_numbers() -> None:
     rule, names = Stochastic(), ("a", "b")
     params = {name: jnp.ones(64, jnp.bfloat16) for name in names}

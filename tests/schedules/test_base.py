@@ -39,7 +39,7 @@ from flaxtrain.schedules import (
     wsd_schedule,
 )
 
-RUN = Horizon(total_steps=1000, steps_per_epoch=50, batch_size=100)
+RUN = Horizon(batches=1000, batches_per_epoch=50, batch_size=100)
 CYCLE = {"init_value": 0.0, "peak_value": 1.0, "warmup_steps": 10}
 
 
@@ -129,7 +129,7 @@ def test_an_unresolved_schedule_says_what_is_missing() -> None:
         "durations of this schedule are still relative: warmup_steps='5%', decay_steps='100%'\n"
         "  where: warmup_cosine_decay_schedule(init_value=0.0, peak_value=1.0, "
         "warmup_steps='5%', decay_steps='100%')\n"
-        "  fix:   call resolve(Horizon(total_steps=...)) first, or give durations in steps"
+        "  fix:   call resolve(Horizon(batches=...)) first, or give durations in steps"
     )
     nested = join_schedules([linear_schedule(0, 1, "2ep"), constant_schedule(1)], [5])
     with pytest.raises(ArgumentError, match="transition_steps='2ep'"):
@@ -138,11 +138,11 @@ def test_an_unresolved_schedule_says_what_is_missing() -> None:
 
 def test_a_horizon_that_lacks_a_number_is_named() -> None:
     with pytest.raises(ArgumentError) as caught:
-        cosine_decay_schedule(1.0, "10ep").resolve(Horizon(total_steps=100))
+        cosine_decay_schedule(1.0, "10ep").resolve(Horizon(batches=100))
     assert str(caught.value) == (
-        "the number of steps per epoch is not known yet: '10ep' can't be turned into steps\n"
+        "the number of batches per epoch is not known yet: '10ep' can't be turned into steps\n"
         "  where: cosine_decay_schedule(decay_steps='10ep')\n"
-        "  fix:   give the duration in steps, or a horizon with steps_per_epoch="
+        "  fix:   give the duration in steps, or a horizon with batches_per_epoch="
     )
 
 

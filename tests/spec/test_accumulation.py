@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import flaxtrain as ft
+from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, BatchError, FlaxtrainError
 
 
@@ -64,3 +65,13 @@ def test_rows_must_divide_into_microbatches() -> None:
     several.check_rows(32)
     with pytest.raises(BatchError, match="30 rows do not divide into 4"):
         several.check_rows(30)
+
+
+def test_a_horizon_of_another_number_of_batches_is_refused() -> None:
+    spec = ft.OptSpec("sgd", 0.1, accumulate=ft.AccumulateBatches(4), ema=ft.Ema(every="10%"))
+    assert spec.resolve(Horizon(1000, batches_per_update=4)).ema == ft.Ema(every=25)
+    with pytest.raises(ArgumentError, match=r"batches_per_update=1, .* of 4 batches") as caught:
+        spec.resolve(Horizon(1000))
+    assert caught.value.fix == "pass Horizon(..., batches_per_update=4)"
+    absolute = spec.replace(ema=ft.Ema(every=12))
+    assert absolute.resolve(Horizon()) == absolute

@@ -10,7 +10,7 @@ import pytest
 
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, FlaxtrainError, UnknownNameError
-from flaxtrain.spec import Ema, Group, Lookahead, OptSpec, Swa
+from flaxtrain.spec import AccumulateBatches, Ema, Group, Lookahead, OptSpec, Swa
 
 ALL = (
     Ema(),
@@ -51,13 +51,13 @@ def test_a_difference_between_two_averages_is_named() -> None:
 
 
 def test_durations_are_resolved_in_optimizer_updates() -> None:
-    horizon = Horizon(total_steps=200, steps_per_epoch=20, batch_size=8, batches_per_update=2)
-    spec = OptSpec("adam", 0.1, ema=Swa("75%", every="1ep"))
+    horizon = Horizon(batches=200, batches_per_epoch=20, batch_size=8, batches_per_update=2)
+    spec = OptSpec("adam", 0.1, ema=Swa("75%", every="1ep"), accumulate=AccumulateBatches(2))
     assert spec.resolve(horizon).ema == Swa(75, every=10)
-    assert OptSpec("adam", 0.1, ema=Ema(every="5%")).resolve(horizon).ema == Ema(every=5)
+    assert spec.replace(ema=Ema(every="5%")).resolve(horizon).ema == Ema(every=5)
     with pytest.raises(ArgumentError, match="Swa: start") as error:
         spec.resolve(Horizon())
-    assert "total number of steps is not known yet" in error.value.found
+    assert "number of batches in the run is not known yet" in error.value.found
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from flaxtrain.errors import ArgumentError, ParameterError
 from flaxtrain.params import Facts, param_facts
 from flaxtrain.spec import Group, OptSpec, OptState, build
 from flaxtrain.tree import flatten, global_norm
+from tests.runs import AS_IT_COMES
 
 STEPS = 200
 Tree = dict[str, Any]
@@ -48,7 +50,7 @@ def gradients(facts: Facts, dtype: Any = np.float32) -> list[Tree]:
 
 
 def run(tx: Any, params: Tree, grads: list[Tree], steps: int = STEPS) -> tuple[Tree, Any]:
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AS_IT_COMES)
     def step(params: Tree, state: Any, grad: Tree) -> tuple[Tree, Any]:
         updates, state = tx.update(grad, state, params)
         return optim.apply_updates(params, updates), state
@@ -340,21 +342,21 @@ def test_one_compilation_serves_all_steps(facts: Facts) -> None:
 def test_relative_durations_are_resolved_when_building(facts: Facts) -> None:
     spec = OptSpec("sgd", schedules.linear_schedule(1.0, 0.0, "50%"))
     params = tree(facts, 0)
-    tx = build(spec, facts, Horizon(total_steps=4))
+    tx = build(spec, facts, Horizon(batches=4))
     state = tx.init(params)
     update, seen = jax.jit(tx.update), []
     for _ in range(4):
         _, state = update(params, state, params)
         seen.append(float(state.learning_rates["default"]))
     assert seen == [1.0, 0.5, 0.0, 0.0]
-    with pytest.raises(ArgumentError, match="total number of steps is not known yet"):
+    with pytest.raises(ArgumentError, match="number of batches in the run is not known yet"):
         build(spec, facts)
 
 
 def test_relative_durations_inside_a_chain_are_refused_when_building(facts: Facts) -> None:
     tx = optim.chain(optim.sgd(schedules.linear_schedule(1.0, 0.0, "50%")))
     with pytest.raises(ArgumentError, match="in an optimizer object are still relative"):
-        build(OptSpec(tx), facts, Horizon(total_steps=4))
+        build(OptSpec(tx), facts, Horizon(batches=4))
 
 
 def test_an_object_gets_extra_arguments_and_keeps_its_state(facts: Facts) -> None:

@@ -274,20 +274,20 @@ def test_a_clip_is_a_value(clip: Clip, text: str) -> None:
         assert repr(OptSpec.from_json(spec.to_json())) == repr(spec)
         assert spec != OptSpec("sgd", 0.1)
         assert spec.fingerprint() != OptSpec("sgd", 0.1).fingerprint()
-    resolved = clip.resolve(Horizon(total_steps=1000))
+    resolved = clip.resolve(Horizon(batches=1000))
     assert resolved == resolved.resolve(Horizon())
 
 
 def test_durations_are_resolved_with_the_spec() -> None:
     clips = [ClipValue(SCHEDULE), ClipZScore(SCHEDULE, warmup="2%")]
     spec = OptSpec("sgd", 0.1, clip=clips, groups=[Group("a", clip=clips)])
-    found = spec.resolve(Horizon(total_steps=1000))
+    found = spec.resolve(Horizon(batches=1000))
     ready = linear_schedule(1.0, 0.5, 500)
     assert found.clip == (ClipValue(ready), ClipZScore(ready, warmup=20))
     assert found.groups[0].clip == found.clip
     assert found.resolve(Horizon()) == found
     # However short the run: one norm has no variance.
-    assert spec.resolve(Horizon(total_steps=10)).clip[1] == ClipZScore(
+    assert spec.resolve(Horizon(batches=10)).clip[1] == ClipZScore(
         linear_schedule(1.0, 0.5, 5), warmup=2
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from typing import Any, NamedTuple
 
@@ -296,3 +297,32 @@ def test_specs_are_equal_if_and_only_if_nothing_differs(one: Call, two: Call) ->
     a, b = made(one), made(two)
     assert (a == b) == (a.diff(b) == ()) == (a.fingerprint() == b.fingerprint())
     assert len(a.diff(b)) == len(b.diff(a))
+
+
+def test_the_order_of_layers_says_something() -> None:
+    first, second = {"head": 2, "**": 0}, {"**": 0, "head": 2}
+    one, other = (
+        OptSpec("sgd", 0.1, layer_decay=LayerDecay(0.5, layer_of=o)) for o in (first, second)
+    )
+    assert one != other and one.fingerprint() != other.fingerprint()
+    assert one.diff(other) == ("layer_decay.layer_of: order head, ** -> **, head",)
+    for spec in (one, other):
+        # Not even sorted keys lose it.
+        again = json.loads(json.dumps(spec.to_dict(), sort_keys=True))
+        assert OptSpec.from_dict(again) == spec
+    pairs = LayerDecay(0.5, layer_of=list(first.items()))
+    assert pairs == one.layer_decay and hash(pairs) == hash(one.layer_decay)
+
+
+def test_integers_in_optimizer_objects_are_the_floats_that_they_mean() -> None:
+    one, other = (OptSpec(optim.adam(rate, eps=1)) for rate in (1, 1.0))
+    assert one == other and one.fingerprint() == other.fingerprint()
+    assert one.diff(other) == ()
+    groups = [
+        OptSpec("sgd", 0.1, groups=[Group("a", optimizer=optim.sgd(r))]) for r in (1, 1.0)
+    ]
+    assert groups[0] == groups[1]
+    # Seeds and the like stay integers, and an object that needs no change stays itself.
+    noisy = optim.noisy_sgd(0.5, seed=3)
+    assert OptSpec(noisy).optimizer is noisy
+    assert OptSpec(optim.noisy_sgd(1, seed=3)) == OptSpec(optim.noisy_sgd(1.0, seed=3))

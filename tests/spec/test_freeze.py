@@ -37,13 +37,13 @@ def test_selectors_alone_freeze_for_ever() -> None:
 
 def test_every_duration_is_resolved() -> None:
     rule = Freeze("body", "50%", start="1ep", slots="keep", every="10%", rewarm="80 ex")
-    horizon = Horizon(total_steps=100, steps_per_epoch=7, batch_size=8)
+    horizon = Horizon(batches=100, batches_per_epoch=7, batch_size=8)
     ready = Freeze("body", 50, start=7, slots="keep", every=10, rewarm=10)
     assert rule.resolve(horizon) == ready
     spec = OptSpec("sgd", 0.1, freeze=rule)
     assert spec.resolve(horizon) == OptSpec("sgd", 0.1, freeze=ready)
-    with pytest.raises(ArgumentError, match="total number of steps is not known yet"):
-        spec.resolve(Horizon(steps_per_epoch=7, batch_size=8))
+    with pytest.raises(ArgumentError, match="number of batches in the run is not known yet"):
+        spec.resolve(Horizon(batches_per_epoch=7, batch_size=8))
     with pytest.raises(ArgumentError, match="until=6 is not after start=7"):
         rule.replace(until="6%").resolve(horizon)
 

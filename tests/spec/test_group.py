@@ -112,7 +112,7 @@ def test_durations_in_groups_are_resolved_with_the_spec() -> None:
     relative = linear_schedule(0.9, 0.5, "50%")
     tx = optim.sgd(relative)
     groups = [Group("head", schedule=relative, momentum=relative), Group("b", optimizer=tx)]
-    ready = OptSpec("sgd", 0.1, groups=groups).resolve(Horizon(total_steps=20))
+    ready = OptSpec("sgd", 0.1, groups=groups).resolve(Horizon(batches=20))
     fixed = linear_schedule(0.9, 0.5, 10)
     assert ready.groups[0] == Group("head", schedule=fixed, momentum=fixed)
     assert ready.groups[1].optimizer == optim.sgd(fixed)

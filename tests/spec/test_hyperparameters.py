@@ -18,6 +18,7 @@ from flaxtrain.params import Facts, param_facts
 from flaxtrain.schedules import constant_schedule, linear_schedule
 from flaxtrain.spec import OptSpec, build
 from flaxtrain.spec.hyperparameters import Hyperparameters, adjustable
+from tests.runs import AS_IT_COMES
 from tests.spec.small import draw, gradients
 
 STEPS = 4
@@ -71,7 +72,7 @@ def trained(spec: OptSpec) -> tuple[Any, Any]:
     params = draw(0, facts=facts())
     grads = gradients(STEPS, facts=facts())
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=AS_IT_COMES)
     def whole(params: Any, grads: Any) -> Any:
         def step(carry: Any, grad: Any) -> Any:
             params, state = carry

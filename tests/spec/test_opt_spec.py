@@ -131,20 +131,20 @@ def test_a_learning_rate_may_be_traced() -> None:
 
 def test_resolve_turns_durations_into_steps() -> None:
     spec = OptSpec("adamw", RELATIVE, b1=0.8)
-    ready = spec.resolve(Horizon(total_steps=1000))
+    ready = spec.resolve(Horizon(batches=1000))
     assert ready == spec.replace(
         learning_rate=warmup_cosine_decay_schedule(0.0, 1e-3, 50, 1000)
     )
     assert ready.resolve(Horizon()) is ready
     assert OptSpec("sgd", 0.1).resolve(Horizon()) == OptSpec("sgd", 0.1)
-    with pytest.raises(ArgumentError, match="total number of steps is not known yet"):
-        spec.resolve(Horizon(steps_per_epoch=10))
+    with pytest.raises(ArgumentError, match="number of batches in the run is not known yet"):
+        spec.resolve(Horizon(batches_per_epoch=10))
 
 
 def test_resolve_reaches_into_objects_of_a_registered_name() -> None:
     spec = OptSpec(optim.adam(RELATIVE, b1=0.8), clip_norm=1.0)
     ready = warmup_cosine_decay_schedule(0.0, 1e-3, 50, 1000)
-    resolved = spec.resolve(Horizon(total_steps=1000))
+    resolved = spec.resolve(Horizon(batches=1000))
     assert resolved == OptSpec(optim.adam(ready, b1=0.8), clip_norm=1.0)
     assert resolved.resolve(Horizon()) is resolved
 

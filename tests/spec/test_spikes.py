@@ -31,9 +31,9 @@ def test_a_rule_prints_as_its_call_and_goes_through_json(rule: Spikes) -> None:
 
 def test_the_warmup_is_resolved_with_the_spec() -> None:
     spec = OptSpec("adam", 0.1, spikes=Spikes(warmup="5%"))
-    found = spec.resolve(Horizon(total_steps=1000)).spikes
+    found = spec.resolve(Horizon(batches=1000)).spikes
     assert found == Spikes(warmup=50) and found is not None and found.first_judged == 50
-    short = spec.resolve(Horizon(total_steps=20)).spikes
+    short = spec.resolve(Horizon(batches=20)).spikes
     assert short is not None and short.first_judged == 3
     assert Spikes(window=40).first_judged == 40
     refused(lambda: spec.resolve(Horizon()), ArgumentError, "5%")

@@ -283,12 +283,12 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
     "a share of a run of unknown length": (
         resolved(spec(freeze=Freeze("head", until="5%"))),
         ArgumentError,
-        ("total number of steps is not known yet", "Freeze('head'): until"),
+        ("number of batches in the run is not known yet", "Freeze('head'): until"),
     ),
     "a schedule of a group with a relative duration": (
         resolved(group(schedule=LATER)),
         ArgumentError,
-        ("total number of steps is not known yet",),
+        ("number of batches in the run is not known yet",),
     ),
     "a relative duration inside an object of a group": (
         lambda: build(
@@ -298,7 +298,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
                 groups=[Group("head", optimizer=optim.chain(optim.sgd(LATER)))],
             ),
             net_facts(),
-            Horizon(total_steps=10),
+            Horizon(batches=10),
         ),
         ArgumentError,
         ("durations in an optimizer object are still relative",),

@@ -49,7 +49,7 @@ def test_the_plan_shows_the_roles_and_that_only_kernels_decay() -> None:
     trainer, task = ft.trainer_from_config(config, verbose=False)
     arguments = ft.fit_arguments(config, task)
     plan = trainer.plan(arguments["ds"], epochs=arguments["epochs"])
-    assert plan.horizon.total_steps == 30 * 23
+    assert plan.horizon.batches == 30 * 23
     assert plan.loss == "softmax_cross_entropy_with_integer_labels"
     text = str(plan)
     for piece in ("Conv_0/kernel", "BatchNorm_1/scale", "Dense_0/bias", "690 (23 per epoch)"):

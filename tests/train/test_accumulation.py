@@ -214,7 +214,7 @@ def test_the_optimizer_is_not_run_before_the_last_batch() -> None:
     step, state = stepper(MLP(), batch, ft.OptSpec(tx, accumulate=ft.AccumulateBatches(3)))
     seen = []
     for _ in range(7):
-        state, _ = step(state, batch, norms=False)  # a second run would be for the norms
+        state, _ = step(state, batch)
         jax.effects_barrier()
         seen.append(len(runs))
     assert seen == [0, 0, 1, 1, 1, 2, 2]

@@ -15,8 +15,9 @@ from flax.core import FrozenDict
 
 import flaxtrain as ft
 from flaxtrain import optim
+from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.precision.rounding import rounding_rule
-from flaxtrain.train import NO_AVERAGE, begin_average
+from flaxtrain.train import NO_AVERAGE, Average, begin_average
 from flaxtrain.tree import named_leaves
 from tests.runs import FLOAT32_BAR, differing_leaves
 
@@ -106,7 +107,7 @@ def test_200_updates_give_the_average_that_numpy_forms(name: str) -> None:
     rule, oracle = CASES[name]
     with jax.enable_x64(True):
         average, params, collections = walked(rule)
-        mean, mean_stats = jax.device_get(average.value(params, collections))
+        mean, mean_stats = jax.device_get(average.weights(params, collections))
         # The trained weights are theirs, whatever is averaged.
         assert np.abs(params["layer"]["w"] - walk(1)[-1]).max() <= BAR * np.abs(walk(1)).max()
         np.testing.assert_array_equal(params["fixed"], walk(1)[0])
@@ -120,6 +121,16 @@ def test_200_updates_give_the_average_that_numpy_forms(name: str) -> None:
     assert bool(average.begun) is (name != "swa that never begins")
 
 
+def test_with_the_period_of_a_cyclic_rate_the_ends_of_the_cycles_are_averaged() -> None:
+    rates = ft.schedules.cosine_restarts_schedule(1.0, 5)
+    average = begin_average(ft.Swa(10, every=5), {"w": jnp.zeros(())}, {})
+    for step in range(1, 21):
+        params = {"w": rates(step - 1)}  # the rate of this update, in place of the weights
+        average, _ = average.update(params, {}, jnp.int32(step))
+    lowest = np.min([np.asarray(rates(count)) for count in range(20)])
+    assert int(average.count) == 3 and float(average.params["w"]) == pytest.approx(lowest)
+
+
 @pytest.mark.parametrize(("period", "alpha"), [(6, 0.5), (5, 0.8), (1, 0.3), (7, 1.0)])
 def test_lookahead_moves_slow_and_trained_weights_as_numpy_does(
     period: int, alpha: float
@@ -127,7 +138,7 @@ def test_lookahead_moves_slow_and_trained_weights_as_numpy_does(
     with jax.enable_x64(True):
         average, params, collections = walked(ft.Lookahead(period, alpha))
         slow, fast, count = numpy_lookahead(walk(1), period, alpha)
-        mean, stats = average.value(params, collections)
+        mean, stats = average.weights(params, collections)
         size = np.abs(walk(1)).max()
         assert np.abs(mean["layer"]["w"] - slow).max() <= BAR * size
         assert np.abs(params["layer"]["w"] - fast).max() <= BAR * size
@@ -165,11 +176,25 @@ def test_lookahead_equals_the_optimizer_that_wraps_another(kind: str) -> None:
             assert gap <= BAR * np.abs(np.asarray(theirs["w"])).max()
 
 
+def test_what_is_no_state_has_no_weights_to_evaluate(unchecked_types: None) -> None:
+    for verb in (ft.eval_params, ft.eval_state):
+        for found, name in (({}, "dict"), (None, "NoneType")):
+            with pytest.raises(ArgumentTypeError, match=f"a {name}, not a TrainState") as error:
+                verb(found)  # type: ignore[arg-type]
+            assert error.value.where == verb.__name__ and error.value.fix
+
+
+def test_every_kind_is_an_average(unchecked_types: None) -> None:
+    for rule in (None, ft.Ema(), ft.Swa(1), ft.Lookahead()):
+        assert isinstance(begin_average(rule, {"w": jnp.ones(1)}, {}), Average)
+
+
 def test_what_is_off_has_no_leaves_and_changes_nothing() -> None:
     params = FrozenDict({"w": jnp.ones(2)})
     assert jax.tree.leaves(NO_AVERAGE) == [] and not NO_AVERAGE.begun
     state = ft.TrainState.create(apply_fn=None, params=params, tx=optim.sgd(0.1))
-    assert state.averaged().params is params
+    assert state.averaged().params is params and state.exact_params is params
+    assert NO_AVERAGE.with_collections({"batch_stats": {}}) is NO_AVERAGE
     assert ft.eval_params(state) is params
 
 
@@ -186,7 +211,7 @@ def test_averages_of_16_bit_weights_are_float32_and_evaluated_in_their_own_dtype
             "complex64",
         ]
         assert average.collections["batch_stats"]["mean"].dtype == jnp.float32
-        value, own = average.value(params, stats)
+        value, own = average.weights(params, stats)
         assert jax.tree.map(jnp.result_type, value) == jax.tree.map(jnp.result_type, params)
         assert own["batch_stats"]["mean"].dtype == jnp.float16
     # bfloat16 has no number between 1 and 1.0078: there an average with this decay would stay.
@@ -211,6 +236,19 @@ def test_with_float32_copies_of_16_bit_weights_the_copies_are_averaged(rule: Any
     np.testing.assert_allclose(state.ema.params["w"], 1 - 0.5e-3, rtol=1e-7)
     copies = 1 - 0.5e-3 if isinstance(rule, ft.Lookahead) else 1 - 1e-3
     np.testing.assert_allclose(state.rounding_carry["w"], copies, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("f64", "float64"), ("p=bf16,c=bf16", "float32")]
+)
+def test_an_average_is_as_wide_as_the_parameters_are_stored_and_at_least_float32(
+    precision: str, dtype: str
+) -> None:
+    spec, options = ft.OptSpec("sgd", 0.1, ema=0.9), ft.StepOptions(precision=precision)
+    with jax.enable_x64(True):
+        recipe = ft.make_recipe(nn.Dense(3), spec, ROWS, options=options)
+        average = jax.eval_shape(recipe.init).ema.params
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(average)} == {dtype}
 
 
 # In the step.

@@ -65,7 +65,7 @@ def statistics(recipe: ft.Recipe, state: Any) -> Any:
 
 
 def by_flax(params: Any, stats: Any) -> dict[str, np.ndarray]:
-    """Runs the rows that count through the module without momentum; the mean by rows."""
+    """Runs the rows that count through the module without momentum; joins mean and variance."""
     found, variables = [], {"params": params, "batch_stats": stats}
     run = jax.jit(lambda rows: Net(0.0).apply(variables, rows, True, mutable=["batch_stats"]))
     for batch, mask in zip(BATCHES, MASKS, strict=True):
@@ -73,13 +73,20 @@ def by_flax(params: Any, stats: Any) -> dict[str, np.ndarray]:
         _, new = run(rows)
         found.append((len(rows), dict(named_leaves(new))))
     total = sum(rows for rows, _ in found)
-    return {
-        name: np.sum([n * np.asarray(own[name], np.float64) for n, own in found], 0) / total
-        for name in found[0][1]
-    }
+
+    def mean(name: str, power: int = 1) -> np.ndarray:
+        terms = [n * np.asarray(own[name], np.float64) ** power for n, own in found]
+        return np.sum(terms, 0) / total
+
+    joined = {name: mean(name) for name in found[0][1]}
+    for name in joined:
+        if name.endswith("/var"):
+            centre = name.removesuffix("var") + "mean"
+            joined[name] += mean(centre, 2) - mean(centre) ** 2
+    return joined
 
 
-def test_statistics_are_means_by_rows_of_those_of_each_batch() -> None:
+def test_statistics_are_those_of_all_rows_of_all_batches() -> None:
     recipe = ft.make_recipe(Net(), ft.OptSpec("adam", 0.1), BATCHES[0])
     state = recipe.init(0)
     # The step traces the same modules, with their momentum, first.
@@ -87,13 +94,18 @@ def test_statistics_are_means_by_rows_of_those_of_each_batch() -> None:
     found = statistics(recipe, state)
     expected = by_flax(state.params, state.collections["batch_stats"])
     assert (int(found.batches), int(found.rows)) == (3, 13)
-    ours = dict(named_leaves(found.means))
+    ours = dict(named_leaves(found.values))
     assert ours.keys() == expected.keys()
     assert {name.split("/")[1] for name in ours} == {"first", "jitted", "stack"}
     for name, value in expected.items():
         # float32, and a variance is a difference of two means.
         bar = 1e-5 * np.abs(value).max()
         np.testing.assert_allclose(ours[name], value, rtol=0, atol=bar, err_msg=name)
+    # What comes first is that of one big batch.
+    pairs = zip(BATCHES, MASKS, strict=True)
+    rows = np.concatenate([b["x"][m] for b, m in pairs]).astype(np.float64)
+    for kind, value in {"mean": rows.mean(0), "var": rows.var(0)}.items():
+        np.testing.assert_allclose(ours[f"batch_stats/first/{kind}"], value, rtol=1e-5)
 
 
 def test_statistics_that_are_held_stay_as_they_are() -> None:
@@ -104,8 +116,8 @@ def test_statistics_that_are_held_stay_as_they_are() -> None:
     found = statistics(recipe, state.replace(collections=stats))
     for name in ("first", "jitted"):
         for kind, value in stats["batch_stats"][name].items():
-            np.testing.assert_array_equal(found.means["batch_stats"][name][kind], value)
-    stacked = found.means["batch_stats"]["stack"]["norm"]["mean"]
+            np.testing.assert_array_equal(found.values["batch_stats"][name][kind], value)
+    stacked = found.values["batch_stats"]["stack"]["norm"]["mean"]
     assert np.abs(stacked - stats["batch_stats"]["stack"]["norm"]["mean"]).min() > 1e-3
 
 
@@ -122,7 +134,7 @@ def test_dropout_has_a_key_of_its_own_in_every_batch() -> None:
     add = jax.jit(add_batch, static_argnums=0)
     for _ in range(2):
         found = add(recipe, state, found, BATCHES[0])
-        means.append(np.asarray(jax.tree.leaves(found.means)[0]))
+        means.append(np.asarray(jax.tree.leaves(found.values)[0]))
     # The same batch twice: with the same key the mean would stay.
     assert np.abs(means[1] - means[0]).max() > 0
 

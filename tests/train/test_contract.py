@@ -156,7 +156,7 @@ def test_a_key_error_of_the_loss_function_names_the_keys_that_are_there() -> Non
     with pytest.raises(errors.MissingKeyError, match="KeyError: 'X'") as caught:
         output(lambda m, b: b["X"])
     assert isinstance(caught.value.__cause__, KeyError)
-    assert caught.value.fix == "The batch has 'x'"
+    assert caught.value.fix == "did you mean 'x'? The batch has 'x'"
 
 
 def test_another_key_error_is_left_alone() -> None:

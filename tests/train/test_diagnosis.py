@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 import flaxtrain as ft
 from flaxtrain.train import Diagnosis, diagnose_step
+from flaxtrain.train.replay import ModuleCalls
 from flaxtrain.train.spike_window import SpikeWindow
 from tests.models import GPT, TransformerBlock
 
@@ -279,6 +280,92 @@ def test_layers_of_a_vmap_are_told_apart() -> None:
     assert found.module.name == "experts"
 
 
+class Ratio(nn.Module):
+    """Divides by zero where its parameter is large."""
+
+    @nn.compact
+    def __call__(self, x: Any, _: Any = None) -> tuple[Any, None]:
+        scale = self.param("scale", nn.initializers.zeros, ())
+        return Inverse(name="inverse")(x, jnp.where(scale > 5, 0.0, 1.0)), None
+
+
+class Inverse(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, by: Any) -> Any:
+        return x / by
+
+
+def lifted(lift: Any, body: Any, **more: Any) -> Any:
+    return lift(body, variable_axes={"params": 0}, split_rngs={"params": True}, **more)
+
+
+class Towers(nn.Module):
+    """Three towers side by side, each of two layers that run from the last to the first."""
+
+    @nn.compact
+    def __call__(self, x: Any, _: Any = None) -> Any:
+        return lifted(SCAN, Ratio, length=2, reverse=True)(name="layers")(x, None)
+
+
+def test_layers_inside_of_a_vmap_and_in_reverse_are_told_apart() -> None:
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            towers = lifted(VMAP, Towers, in_axes=None, out_axes=0, axis_size=3)
+            return nn.Dense(2)(towers(name="towers")(x, None)[0].sum(0))
+
+    recipe = recipe_of(Model(), rows_of(X))
+    state = recipe.init(0)
+    for place in ((1, 1), (2, 0)):
+        state.params["towers"]["layers"]["scale"] = jnp.zeros((3, 2)).at[place].set(9.0)
+        module = diagnose_step(recipe, state, rows_of(X)).module
+        assert module is not None and module.name == "towers/layers/inverse"
+        assert (module.layer, module.layers) == (place, (3, 2))
+
+
+class Masked(nn.Module):
+    """Attends to nothing at all, by a mask of minus infinity."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return Weights(name="weights")(x, jnp.full(x.shape, -jnp.inf))
+
+
+class Weights(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, mask: Any) -> Any:
+        return nn.softmax(x + mask)
+
+
+def test_a_module_that_makes_nan_of_an_infinite_mask_is_named() -> None:
+    calls = ModuleCalls()
+    calls.watched(lambda: Masked().apply({}, jnp.ones((2, 3))))
+    assert [str(found) for found in calls.breaks()] == [
+        "the model itself (Masked): finite arguments, NaN in its float32 result",
+        "weights (Weights): infinite arguments, NaN in its float32 result",
+    ]
+
+
+def test_a_replay_that_takes_too_long_is_given_up_and_what_was_seen_is_kept() -> None:
+    seconds = itertools.count()
+    calls = ModuleCalls(seconds=4.0, clock=lambda: float(next(seconds)))
+    model = nn.Sequential([nn.Dense(2), Masked(), *[nn.Dense(2)] * 9])
+    variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+    assert calls.watched(lambda: model.apply(variables, jnp.ones((1, 2)))) is None
+    assert calls.gave_up and [found.class_name for found in calls.breaks()] == [
+        "Masked",
+        "Weights",
+    ]
+
+
+def test_an_infinity_of_the_batch_is_not_laid_to_a_module() -> None:
+    batch = rows_of(X)
+    batch["x"][1, 0] = np.inf
+    recipe = recipe_of(nn.Sequential([nn.Dense(3), nn.LayerNorm(), nn.Dense(2)]), batch)
+    found = diagnose_step(recipe, recipe.init(0), batch)
+    assert found.modules == () and "was in the batch already" in str(found)
+
+
 class Lottery(nn.Module):
     """Overflows where its dropout key says so."""
 
@@ -335,9 +422,12 @@ def test_padding_is_left_out_of_the_replay() -> None:
     batch["x"][2:] = np.nan
     recipe = recipe_of(nn.Dense(2), batch, accumulate=2)
     mask = np.array([True, True, False, False])
-    assert diagnose_step(recipe, recipe.init(0), batch, mask).is_finite
+    found = diagnose_step(recipe, recipe.init(0), batch, mask)
+    # Statistics are those of the real rows, and rows keep their numbers.
+    assert found.is_finite and [entry.bad for entry in found.inputs] == [0, 0]
     found = diagnose_step(recipe, recipe.init(0), batch, ~mask)
     assert found.microbatch == 1 and not found.is_finite
+    assert [entry.rows for entry in found.inputs if entry.bad] == [(2, 3)]
 
 
 def test_a_loss_function_that_is_itself_to_blame_is_said() -> None:
@@ -430,6 +520,20 @@ def test_a_replay_that_fails_says_so_and_keeps_the_rest() -> None:
     found = diagnose_step(recipe, recipe.init(0), rows_of(X))
     assert found.notes == ("the modules could not be looked at: RuntimeError: only under jit",)
     assert not np.isfinite(loss_of(found)) and found.inputs
+
+
+def test_a_batch_that_does_not_fit_the_model_is_not_called_finite() -> None:
+    recipe = recipe_of(nn.Dense(2), rows_of(X))
+    found = diagnose_step(recipe, recipe.init(0), {"x": X})
+    assert found.what == "the batch could not be run again"
+    assert not found.is_finite and "has no target" in found.notes[0]
+
+
+def test_a_batch_without_weight_is_no_bad_one() -> None:
+    batch = {**rows_of(X), "weight": np.zeros(len(X), np.float32)}
+    recipe = recipe_of(nn.Dense(2), batch)
+    found = diagnose_step(recipe, recipe.init(0), batch)
+    assert found.is_finite and found.what.startswith("the batch has no weight")
 
 
 def test_a_report_is_json() -> None:

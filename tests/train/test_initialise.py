@@ -69,3 +69,18 @@ def test_the_question_for_the_mode_is_noted() -> None:
     assert read.train
     asked = [model.asked_for_mode for model in (flagged, given, plain, read)]
     assert asked == [True, False, False, True]
+
+
+@nn.jit
+class SowsUnderJit(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        self.sow("losses", "size", jnp.sum(x))
+        return nn.Dense(2)(x)
+
+
+def test_what_a_module_under_jit_sows_is_noted_in_every_run() -> None:
+    for _ in range(2):  # for the second one `nn.jit` knows a program
+        model = InitialisingModel(SowsUnderJit(), KEYS)
+        model(X)
+        assert model.sown_collections == {"losses"} and model.variables.keys() == {"params"}

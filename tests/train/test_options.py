@@ -15,9 +15,16 @@ def test_a_step_is_made_at_once_and_unscaled_by_default() -> None:
     assert StepOptions() == StepOptions(loss_scale=NoScale())
 
 
+def test_options_are_values_with_arrays_in_their_loss_scale_too() -> None:
+    one, same = (StepOptions(DynamicScale(init=8.0), "f16") for _ in range(2))
+    assert one == same and len({one, same, StepOptions(precision="f16")}) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
+        ({"accumulate": 2}, ArgumentTypeError, r"pass it as OptSpec\(accumulate=...\)"),
+        ({"loss_scal": 2.0}, ArgumentTypeError, "did you mean 'loss_scale'?"),
         ({"loss_scale": 2.0}, ArgumentTypeError, "loss_scale=2.0 is a float"),
         ({"loss_scale": DynamicScale}, ArgumentTypeError, "not a loss scale"),
         ({"precision": "bf61"}, UnknownNameError, "unknown precision 'bf61'"),
@@ -29,8 +36,9 @@ def test_a_step_is_made_at_once_and_unscaled_by_default() -> None:
 def test_wrong_arguments_are_refused(
     arguments: dict[str, Any], kind: type[FlaxtrainError], text: str, unchecked_types: None
 ) -> None:
-    with pytest.raises(kind, match=text):
+    with pytest.raises(kind, match=text) as caught:
         StepOptions(**arguments)
+    assert "Trainer" not in str(caught.value)
 
 
 def test_float16_has_a_dynamic_loss_scale_by_default_and_says_so() -> None:

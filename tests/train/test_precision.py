@@ -185,6 +185,19 @@ class WithSetup(nn.Module):
         return self.head(self.inner(x))
 
 
+def test_a_lifted_module_with_a_dtype_of_its_own_leaves_the_model_s_open() -> None:
+    class Lifted(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            w = self.param("w", nn.initializers.ones, (1, 3))
+            seen.append(("around", w.dtype.name, x.dtype.name))
+            x = nn.remat(Noting)(dtype=jnp.float32, name="first")(x * w)
+            return nn.Dense(3)(nn.jit(Noting)(dtype=jnp.float32, name="second")(x))
+
+    run(Lifted(), "bf16")
+    assert seen == [("around", BF16, BF16), ("first", F32, BF16), ("second", F32, F32)]
+
+
 @pytest.mark.parametrize("override", [None, "c=f32"])
 def test_a_module_with_setup_hands_its_dtype_on_and_an_override_still_reaches_the_child(
     override: str | None,

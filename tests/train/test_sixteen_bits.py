@@ -136,6 +136,17 @@ def test_stochastic_rounding_is_the_same_in_every_run_and_differs_between_steps(
     assert differing_leaves(now.params, later.params)
 
 
+@pytest.mark.parametrize("update", RULES)
+def test_parameters_put_in_by_hand_stay_with_a_carry_of_their_own(update: str) -> None:
+    rule, new = rounding_rule(update), {"w": jnp.full(3, 7.0, jnp.bfloat16)}
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    state = TrainState.create(apply_fn=None, params=params, tx=optim.sgd(0.0), rounding=rule)
+    state = state.replace(params=new, rounding_carry=rule.init(new, new))
+    after = state.apply_gradients(grads={"w": jnp.ones(3)})
+    np.testing.assert_array_equal(after.params["w"], new["w"])
+    np.testing.assert_array_equal(after.exact_params["w"], new["w"])
+
+
 @pytest.mark.parametrize("update", ["master", "kahan", "stochastic"])
 def test_a_rejected_step_changes_no_bit_of_parameters_and_carry(update: str) -> None:
     made = recipe(update)

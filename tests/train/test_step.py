@@ -13,6 +13,7 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.tree import named_leaves
 from tests.models import CNN
+from tests.runs import AS_IT_COMES
 
 STEP = jax.jit(ft.train_step, static_argnums=0)
 EVALUATE = jax.jit(ft.eval_step, static_argnums=0)
@@ -152,6 +153,7 @@ def test_norms_cost_nothing_but_time(skipping: ft.Recipe, traced: bool) -> None:
     step = jax.jit(
         lambda state, batch, norms: ft.train_step(skipping, state, batch, norms=norms),
         static_argnums=() if traced else 2,
+        compiler_options=AS_IT_COMES,
     )
     with_norms, reported = step(skipping.init(0), IMAGES, True)
     without, silent = step(skipping.init(0), IMAGES, False)

@@ -14,7 +14,7 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.metrics import Mean, Terms
 from flaxtrain.train.state import Counters
-from flaxtrain.train.verdict import Verdict, counted, halts, verdict
+from flaxtrain.train.verdict import Verdict, counters_after, halts, verdict
 
 STEP = jax.jit(ft.train_step, static_argnums=0)
 X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
@@ -79,7 +79,7 @@ def test_hundreds_of_histories_halt_where_the_rules_say() -> None:
             tried = tried & (counters.halted == 0)
             found = Verdict(tried, finite, spike & finite)
             ends = halts(spec, counters, found, lowest)
-            after = counted(counters, found, jnp.int32(2), ends)
+            after = counters_after(counters, found, jnp.int32(2), ends)
             return after, after
 
         compiled[nonfinite, limit] = jax.jit(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,13 +21,16 @@ from flaxtrain.loop.debug.check_report import CheckReport, Observation
 from flaxtrain.loop.debug.check_rows import evaluations, rows_in_training
 from flaxtrain.loop.debug.check_subject import Examined, Gradients
 from flaxtrain.loop.debug.few_batches import sample_of
-from flaxtrain.loop.debug.twin import MakeTwin, check_lasting
+from flaxtrain.loop.debug.twin import check_lasting, recipe_of, twin_of
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.streams import training_stream
 from flaxtrain.params import ParamFact
 from flaxtrain.text import listed
 from flaxtrain.train import check_labels
 from flaxtrain.tree import Path, path_name
+
+if TYPE_CHECKING:
+    from flaxtrain.loop.trainer import Trainer
 
 __all__ = ["examine"]
 
@@ -40,11 +43,11 @@ _SPREAD = 10.0
 Predictions of variance 1 for targets of variance 1 make it 2."""
 
 
-def examine(make: MakeTwin, ds: Any, batch_size: int | None) -> CheckReport:
+def examine(trainer: Trainer, ds: Any, batch_size: int | None) -> CheckReport:
     """Looks at a model, its loss and its data before a run, at the values that it begins with.
 
     Args:
-        make: makes twins of the trainer.
+        trainer: the trainer, which stays as it is.
         ds: as for `fit`; the first batch is looked at, and of arrays all labels.
         batch_size: as for `fit`.
 
@@ -52,11 +55,11 @@ def examine(make: MakeTwin, ds: Any, batch_size: int | None) -> CheckReport:
         FlaxtrainError: what keeps the run from beginning at all.
     """
     check_lasting(ds, where="check")
-    twin = make()
-    trainer = twin.trainer
     stream, _ = training_stream(ds, batch_size, trainer.seed)
-    length = stream.steps_per_epoch
-    recipe = twin.build(stream, Horizon(length or 1, length, stream.rows))
+    length = stream.batches_per_epoch
+    count = trainer.spec.accumulation.count
+    horizon = Horizon(max(length or 1, count), length, stream.rows, count)
+    recipe = recipe_of(twin_of(trainer), stream, horizon)
     batch = sample_of(stream, recipe.spec.accumulation.microbatches)
     state = begin(recipe, stream, trainer.seed, None, trainer.init_from).state
     examined = Examined(recipe, state, batch)

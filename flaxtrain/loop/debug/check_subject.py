@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from flaxtrain.metrics.monoid import compute
 from flaxtrain.parallel import compiled
+from flaxtrain.params.intercept import MethodCall, intercepted
 from flaxtrain.train import Recipe, TrainState, eval_step, row_outputs, trial_gradient
-from flaxtrain.train.flags import force_attributes, forced_arguments
+from flaxtrain.train.flags import force_attributes, forced_call
 from flaxtrain.tree import Path, flatten
 from flaxtrain.typing import ArrayLike, Batch, HostTree
 
@@ -62,16 +63,11 @@ class Examined:
         return jax.tree.leaves(self.batch)[0].shape[0]
 
     @cached_property
-    def trained(self) -> frozenset[Path]:
-        """The parameters that are trained in any phase."""
-        return frozenset().union(*(phase.trained for phase in self.recipe.assignment.phases))
-
-    @cached_property
     def _gradients(self) -> Callable[..., Any]:
-        facts = self.recipe.facts
+        facts, trained = self.recipe.facts, self.recipe.assignment.ever_trained
 
         def program(state: TrainState, batch: Batch) -> Any:
-            loss, grads = trial_gradient(self.recipe, state, batch, self.trained)
+            loss, grads = trial_gradient(self.recipe, state, batch, trained)
             found = {
                 path: (_largest(leaf, facts[path].scan_axes), jnp.all(jnp.isfinite(leaf)))
                 for path, leaf in flatten(grads).items()
@@ -155,16 +151,14 @@ class Seen:
 def _watched(seen: Seen, hold: bool) -> Iterator[None]:
     forced = {"use_running_average": True} if hold else {}
 
-    def look(
-        call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
-    ) -> Any:
-        if isinstance(context.module, nn.BatchNorm):
+    def look(call: MethodCall) -> Any:
+        if isinstance(call.module, nn.BatchNorm):
             seen.batch_norm = True
-            force_attributes(context.module, forced)
-            args, kwargs = forced_arguments(context, forced, args, kwargs)
-        return call(*args, **kwargs)
+            force_attributes(call.module, forced)
+            call = forced_call(call, forced)
+        return call.run()
 
-    with nn.intercept_methods(look):
+    with intercepted(look):
         yield
 
 

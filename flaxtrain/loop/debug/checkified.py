@@ -7,22 +7,24 @@ zero and index out of range, and `checkify.check` in a model, with the line of s
 from __future__ import annotations
 
 import traceback
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax
 import jax
 from jax.experimental import checkify
 
 from flaxtrain.errors import DebugError
-from flaxtrain.loop.debug.twin import FitCall, MakeTwin, say
+from flaxtrain.loop.debug.twin import FitCall, say, twin_of
 from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.window import TrainProgram
 from flaxtrain.parallel import Compiled, compiled
-from flaxtrain.train import Recipe, TrainState, forward
+from flaxtrain.train import Recipe, Rows, TrainState, forward
 from flaxtrain.typing import Array, Batch
+
+if TYPE_CHECKING:
+    from flaxtrain.loop.trainer import Trainer
 
 __all__ = ["checkified"]
 
@@ -66,8 +68,11 @@ class CheckedStep:
     """
 
     def __init__(self, recipe: Recipe, step: Compiled) -> None:
+        def run(state: TrainState, batch: Batch, mask: Any) -> Any:
+            return forward(recipe, state, Rows.of(batch, mask))
+
         self._plain = step
-        self._forward = compiled(checkify.checkify(partial(forward, recipe), _ALL))
+        self._forward = compiled(checkify.checkify(run, _ALL))
         self._whole = compiled(checkify.checkify(step, _FLOATS))
 
     @property
@@ -127,21 +132,21 @@ def _source(error: Any) -> str:
     return ""
 
 
-def checkified(make: MakeTwin, call: FitCall) -> FitResult:
+def checkified(trainer: Trainer, call: FitCall) -> FitResult:
     """Runs `fit` with every operation of its steps checked, from the trainer's state on. Slow.
 
     Args:
-        make: makes twins of the trainer.
+        trainer: the trainer, which stays as it is.
         call: the arguments of `fit`.
 
     Raises:
         DebugError: the first NaN, division by zero or index out of range, with the source line
             and the number of the batch.
     """
-    trainer = make(goes_on=True, programs=CheckedPrograms, workdir=None, hooks=()).trainer
+    twin = twin_of(trainer, goes_on=True, programs=CheckedPrograms, workdir=None, hooks=())
     say(
         trainer,
         "debug='checkify': every operation is checked and every step waited for. Compiling and "
         "running take several times as long; nothing of it is kept",
     )
-    return trainer.fit(call.ds, **{k: v for k, v in call._asdict().items() if k != "ds"})
+    return twin.fit(call.ds, **{k: v for k, v in call._asdict().items() if k != "ds"})

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-import jax
-import jax.numpy as jnp
-
-from flaxtrain.data import Stream
-from flaxtrain.durations import Horizon
+from flaxtrain.checks import answering_class
 from flaxtrain.loop.debug.check import examine
 from flaxtrain.loop.debug.check_report import CheckReport
 from flaxtrain.loop.debug.find_lr import find_learning_rate
 from flaxtrain.loop.debug.lr_curve import LearningRateCurve
-from flaxtrain.loop.debug.twin import Twin
-from flaxtrain.loop.programs import Programs
-from flaxtrain.train import Recipe, TrainState
 
 if TYPE_CHECKING:
     from flaxtrain.loop.trainer import Trainer
@@ -25,15 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["Debuggable"]
 
 
+@answering_class()
 class Debuggable:
     """What a `Trainer` can find out before it trains."""
-
-    state: TrainState | None
-    recipe: Recipe | None
-    log_every: int
-    _fitted: bool
-    _programs: Programs
-    _build: Callable[[Stream, Horizon], Recipe]
 
     def check(self, ds: Any, *, batch_size: int | None = None) -> CheckReport:
         """Looks for what usually goes wrong, on one batch; nothing is trained or changed.
@@ -70,7 +55,7 @@ class Debuggable:
             >>> [finding.check for finding in report.findings]
             ['labels']
         """
-        return examine(self._twin, ds, batch_size)
+        return examine(cast("Trainer", self), ds, batch_size)
 
     def find_lr(
         self,
@@ -117,7 +102,6 @@ class Debuggable:
         """
         return find_learning_rate(
             cast("Trainer", self),
-            self._twin,
             ds,
             lowest=min,
             highest=max,
@@ -125,23 +109,3 @@ class Debuggable:
             smoothing=smoothing,
             batch_size=batch_size,
         )
-
-    def _twin(
-        self,
-        *,
-        goes_on: bool = False,
-        recipe: Recipe | None = None,
-        programs: Callable[[int], Programs] = Programs,
-        **attributes: Any,
-    ) -> Twin:
-        """Returns a trainer with the same arguments; see `MakeTwin`."""
-        twin = cast("Trainer", copy.copy(self))
-        if goes_on and self.state is not None:
-            # A copy: a training step is given the state to keep.
-            recipe, state = self.recipe, jax.tree.map(jnp.copy, self.state)
-        else:
-            state = None
-        for name, value in {**attributes, "state": state, "recipe": recipe}.items():
-            setattr(twin, name, value)
-        twin._fitted, twin._programs = recipe is not None, programs(twin.log_every)
-        return Twin(twin, twin._build, self.state is not None)

@@ -34,9 +34,9 @@ class FirstBatches:
         return self.source.rows
 
     @property
-    def steps_per_epoch(self) -> int | None:
+    def batches_per_epoch(self) -> int | None:
         """Batches per epoch, None if the source doesn't know."""
-        length = self.source.steps_per_epoch
+        length = self.source.batches_per_epoch
         return None if length is None else min(self.count, length)
 
     @property

@@ -26,8 +26,9 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError
 from flaxtrain.loop.courses import course_of
 from flaxtrain.loop.debug.lr_curve import LearningRateCurve, suggested
-from flaxtrain.loop.debug.twin import MakeTwin, check_lasting
+from flaxtrain.loop.debug.twin import check_lasting, recipe_of, twin_of
 from flaxtrain.loop.evaluation import checked
+from flaxtrain.loop.padding import checked_mask
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.streams import training_stream
 from flaxtrain.loop.window import IN_FLIGHT
@@ -47,13 +48,12 @@ _WHERE = "find_lr"
 _DIVERGED = 4.0
 """How many times the lowest loss ends the test."""
 
-_OVERFLOWS = 50
-"""How many overflows a loss scale may answer before the test is given up."""
+_IDLE = 50
+"""How many batches may make no step, for an overflow or want of weight, before it ends."""
 
 
 def find_learning_rate(
     trainer: Trainer,
-    make: MakeTwin,
     ds: Any,
     *,
     lowest: float,
@@ -66,7 +66,6 @@ def find_learning_rate(
 
     Args:
         trainer: the trainer; the test begins with its weights, or with those of a new run.
-        make: makes twins of it.
         ds: as for `fit`.
         lowest: the first rate.
         highest: the last rate.
@@ -87,11 +86,12 @@ def find_learning_rate(
     spec = trainer.spec if fitted is None else fitted.spec
     stream, _ = training_stream(ds, batch_size, trainer.seed)
     count = spec.accumulation.count
-    horizon = Horizon(steps * count, stream.steps_per_epoch, stream.rows, count)
+    horizon = Horizon(steps * count, stream.batches_per_epoch, stream.rows, count)
     growth = float(highest) / float(lowest)
     first = 0 if fitted is None else fitted.phase.start
     sweep = exponential_decay(float(lowest), steps - 1, growth, transition_begin=first)
-    recipe = make(spec=swept(spec, sweep, horizon)).build(stream, horizon).at(first)
+    twin = twin_of(trainer, spec=swept(spec, sweep, horizon))
+    recipe = recipe_of(twin, stream, horizon).at(first)
     if trainer.state is None:
         state = begin(recipe, stream, trainer.seed, None, trainer.init_from).state
     else:
@@ -135,7 +135,7 @@ def swept(spec: OptSpec, sweep: Any, horizon: Horizon) -> OptSpec:
             fix="pass the optimizer by name: OptSpec('adamw', learning_rate=...)",
         )
     resolved = spec.resolve(horizon)
-    steps = horizon.total_updates or 1
+    steps = horizon.updates or 1
     rate: Any = resolved.learning_rate
     peak = course_of(rate, steps).peak
     groups = []
@@ -201,7 +201,6 @@ class _Losses:
 
 def _sweep(recipe: Recipe, state: TrainState, stream: Stream, found: _Losses) -> str:
     """Makes the updates; returns why they ended. The losses are read a few steps late."""
-    masked = recipe.padding_problem is None and stream.may_be_padded
 
     def one(state: TrainState, batch: Batch, mask: ArrayLike | None) -> tuple[Any, Any]:
         new, metrics = train_step(recipe, state, batch, mask, norms=False)
@@ -215,13 +214,15 @@ def _sweep(recipe: Recipe, state: TrainState, stream: Stream, found: _Losses) ->
     in_flight: deque[Any] = deque()
     answered = 0
     for batch in prefetch(_endless(recipe, stream), place):
-        state, told = step(state, batch.data, batch.mask if masked else None)
+        state, told = step(state, batch.data, checked_mask(recipe, stream, batch))
         in_flight.append(told)
         if len(in_flight) <= IN_FLIGHT:
             continue
         loss, ends, rejected, overflow = jax.device_get(in_flight.popleft())
-        answered += bool(overflow)
-        if overflow and answered <= _OVERFLOWS:
+        # A lower scale is the answer to an overflow, and a batch without weight asks nothing.
+        idle = bool(overflow) or not (rejected or np.isfinite(loss))
+        answered += idle
+        if idle and answered <= _IDLE:
             continue
         stopped = found.add(float("nan") if rejected else float(loss), ends=bool(ends))
         if stopped is not None:
@@ -231,7 +232,4 @@ def _sweep(recipe: Recipe, state: TrainState, stream: Stream, found: _Losses) ->
 
 def _endless(recipe: Recipe, stream: Stream) -> Iterator[HostBatch]:
     for epoch in itertools.count():
-        for batch in checked(recipe, stream.epoch(epoch), f"epoch {epoch}"):
-            if batch.count < stream.rows and recipe.padding_problem is not None:
-                raise recipe.padding_problem
-            yield batch
+        yield from checked(recipe, stream.epoch(epoch), f"epoch {epoch}")

@@ -1,19 +1,23 @@
-"""Debugging runs: what `fit(debug=...)` does. Each is one function of twins and arguments."""
+"""Debugging runs: what `fit(debug=...)` does. Each is one function of trainer and arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from flaxtrain.checks import check_choice
 from flaxtrain.loop.debug.checkified import checkified
 from flaxtrain.loop.debug.overfit import overfit
 from flaxtrain.loop.debug.smoke import smoke
-from flaxtrain.loop.debug.twin import FitCall, MakeTwin, check_lasting
+from flaxtrain.loop.debug.twin import FitCall, check_lasting
 from flaxtrain.loop.result import FitResult
+
+if TYPE_CHECKING:
+    from flaxtrain.loop.trainer import Trainer
 
 __all__ = ["DEBUG_RUNS", "debug_fit"]
 
-DEBUG_RUNS: Mapping[str, Callable[[MakeTwin, FitCall], FitResult]] = {
+DEBUG_RUNS: Mapping[str, Callable[[Trainer, FitCall], FitResult]] = {
     "smoke": smoke,
     "overfit": overfit,
     "checkify": checkified,
@@ -21,12 +25,12 @@ DEBUG_RUNS: Mapping[str, Callable[[MakeTwin, FitCall], FitResult]] = {
 """The debugging runs by name."""
 
 
-def debug_fit(mode: str, make: MakeTwin, call: FitCall) -> FitResult:
+def debug_fit(mode: str, trainer: Trainer, call: FitCall) -> FitResult:
     """Makes a debugging run.
 
     Args:
         mode: a key of `DEBUG_RUNS`.
-        make: makes twins of the trainer.
+        trainer: the trainer, which stays as it is.
         call: the arguments of `fit`.
 
     Raises:
@@ -36,4 +40,4 @@ def debug_fit(mode: str, make: MakeTwin, call: FitCall) -> FitResult:
     check_choice("debug", mode, DEBUG_RUNS, where="fit")
     for ds in (call.ds, call.eval_ds):
         check_lasting(ds, where=f"fit(debug={mode!r})")
-    return DEBUG_RUNS[mode](make, call)
+    return DEBUG_RUNS[mode](trainer, call)

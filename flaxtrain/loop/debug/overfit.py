@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 
 from flaxtrain.data import batches
 from flaxtrain.errors import DebugError
 from flaxtrain.loop.debug.few_batches import sample_of
-from flaxtrain.loop.debug.twin import FitCall, MakeTwin, say
+from flaxtrain.loop.debug.twin import FitCall, say, twin_of
 from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.length import check_length
 from flaxtrain.loop.result import FitResult
@@ -18,10 +19,13 @@ from flaxtrain.loop.streams import training_stream
 from flaxtrain.text import counted
 from flaxtrain.train import Recipe
 
+if TYPE_CHECKING:
+    from flaxtrain.loop.trainer import Trainer
+
 __all__ = ["LearntByHeart", "overfit"]
 
 STEPS = 200
-"""Steps that a batch is given, where nobody says."""
+"""Updates that are made of the batch, where nobody says how many steps."""
 
 _NEAR_ZERO = 0.01
 """Of the loss of the first step: what counts as learnt."""
@@ -70,11 +74,11 @@ class LearntByHeart(Hook):
             run.stop("the batch is learnt")
 
 
-def overfit(make: MakeTwin, call: FitCall) -> FitResult:
+def overfit(trainer: Trainer, call: FitCall) -> FitResult:
     """Trains on the first batch alone, in order, until its loss is near zero.
 
     Args:
-        make: makes twins of the trainer.
+        trainer: the trainer, which stays as it is.
         call: the arguments of `fit`; only `ds`, `batch_size` and `steps` (default 200) are
             looked at.
 
@@ -84,16 +88,16 @@ def overfit(make: MakeTwin, call: FitCall) -> FitResult:
     """
     check_length(call.steps, call.epochs)
     hook = LearntByHeart()
-    silent = make(hooks=(hook,), log_every=1, workdir=None, verbose=False).trainer
+    silent = twin_of(trainer, hooks=(hook,), log_every=1, workdir=None, verbose=False)
     stream, _ = training_stream(call.ds, call.batch_size, silent.seed)
     data = sample_of(stream, silent.spec.accumulation.microbatches)
     rows = jax.tree.leaves(data)[0].shape[0]
-    steps = STEPS if call.steps is None else call.steps
+    steps = STEPS * silent.spec.accumulation.count if call.steps is None else call.steps
     result = silent.fit(batches(data, rows), steps=steps)
     assert silent.recipe is not None
     if not hook.learnt:
         raise _not_learnt(hook, silent.recipe, result, steps)
-    say(make().trainer, f"debug='overfit': {_course(hook)}; nothing of it is kept")
+    say(trainer, f"debug='overfit': {_course(hook)}; nothing of it is kept")
     return result
 
 

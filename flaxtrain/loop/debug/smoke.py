@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,16 +16,18 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import DebugError
 from flaxtrain.loop.debug.few_batches import few_batches
 from flaxtrain.loop.debug.scratch import scratch
-from flaxtrain.loop.debug.twin import FitCall, MakeTwin, Twin, say
+from flaxtrain.loop.debug.twin import FitCall, recipe_of, say, twin_of
 from flaxtrain.loop.length import horizon_of
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.streams import stream_in_order, training_stream
-from flaxtrain.spec import Phase
+from flaxtrain.spec.phases import shortened
 from flaxtrain.text import counted
 from flaxtrain.train import Recipe, TrainState
-from flaxtrain.tree import Path as ParameterPath
 from flaxtrain.tree import named_leaves
+
+if TYPE_CHECKING:
+    from flaxtrain.loop.trainer import Trainer
 
 __all__ = ["hurried", "smoke"]
 
@@ -32,13 +35,13 @@ _TWO = 2
 """Steps of everything: the first one alone would not show what the first one leaves behind."""
 
 
-def smoke(make: MakeTwin, call: FitCall) -> FitResult:
+def smoke(trainer: Trainer, call: FitCall) -> FitResult:
     """Runs two batches of each phase, two of evaluation, and writes and restores a checkpoint.
 
     It always begins anew: going on from a state or a checkpoint is not tried.
 
     Args:
-        make: makes twins of the trainer.
+        trainer: the trainer, which stays as it is.
         call: the arguments of `fit`.
 
     Raises:
@@ -46,12 +49,9 @@ def smoke(make: MakeTwin, call: FitCall) -> FitResult:
         DebugError: the checkpoint is restored to another state.
     """
     call.check()
-    twin = make()
-    trainer = twin.trainer
     stream, _ = training_stream(call.ds, call.batch_size, trainer.seed)
-    epochs = 1 if call.steps is None and call.epochs is None else call.epochs
-    horizon = horizon_of(stream, call.steps, epochs)
-    whole = twin.build(stream, horizon)
+    horizon = horizon_of(stream, call.steps, call.epochs, trainer.spec.accumulation)
+    whole = recipe_of(twin_of(trainer), stream, horizon)
     recipe = hurried(whole, horizon)
     each = _TWO * recipe.spec.accumulation.count
     few, eval_ds = few_batches(stream), call.eval_ds
@@ -60,7 +60,8 @@ def smoke(make: MakeTwin, call: FitCall) -> FitResult:
         eval_ds = few_batches(stream_in_order(eval_ds, size))
     with scratch(trainer.workdir) as directory:
         writes = trainer.workdir is not None
-        rehearsal = make(
+        rehearsal = twin_of(
+            trainer,
             recipe=recipe,
             spec=recipe.spec,
             log_every=each,
@@ -69,7 +70,7 @@ def smoke(make: MakeTwin, call: FitCall) -> FitResult:
                 hook.elsewhere(directory / f"hook_{number}")
                 for number, hook in enumerate(trainer.hooks)
             ),
-        ).trainer
+        )
         result = rehearsal.fit(
             few,
             steps=each * len(recipe.assignment.phases),
@@ -81,7 +82,7 @@ def smoke(make: MakeTwin, call: FitCall) -> FitResult:
         if saved is not None:
             again = begin(recipe, few, trainer.seed, directory, None).state
             _check_restored(result.state, again, saved)
-    say(trainer, *_summary(whole, recipe, result, each, saved), *_not_tried(twin))
+    say(trainer, *_summary(whole, recipe, result, each, saved), *_not_tried(trainer))
     return result
 
 
@@ -92,35 +93,13 @@ def hurried(recipe: Recipe, horizon: Horizon) -> Recipe:
         recipe: the recipe of any phase.
         horizon: the length of the run; phases that begin after its end are left out.
     """
-    assignment, total = recipe.assignment, horizon.total_steps
-    updates = None if total is None else total / recipe.spec.accumulation.count
-    reached = [p for p in assignment.phases if updates is None or p.start < updates]
-    starts = {phase.start: _TWO * place for place, phase in enumerate(reached)}
-    phases: list[Phase] = []
-    ages: dict[ParameterPath, int] = {}
-    for phase in reached:
-        ages |= _ages(phase, ages)
-        stop = None if phase is reached[-1] else starts[phase.start] + _TWO
-        trained = {
-            path: how._replace(
-                age=ages[path], thawed=None if how.thawed is None else starts[how.thawed]
-            )
-            for path, how in phase.trained.items()
-        }
-        phases.append(replace(phase, start=starts[phase.start], stop=stop, trained=trained))
+    # Rounded up: an update may be begun that the run does not end.
+    updates = horizon.batches and math.ceil(horizon.batches / horizon.batches_per_update)
+    phases = shortened(recipe.assignment.phases, _TWO, updates)
     # No phase of the new ones has this index: `at` makes the recipe of the first from scratch.
     none = replace(phases[0], index=-1)
-    table = replace(assignment, phases=tuple(phases))
-    new = replace(recipe, assignment=table, phase=none, _by_phase={}, _with_features={})
-    return new.at(0)
-
-
-def _ages(phase: Phase, before: Mapping[ParameterPath, int]) -> dict[ParameterPath, int]:
-    """Returns how many updates the slots have seen when a hurried phase begins."""
-    return {
-        path: before[path] + _TWO if how.age and path in before else 0
-        for path, how in phase.trained.items()
-    }
+    table = replace(recipe.assignment, phases=phases)
+    return recipe.changed(assignment=table, phase=none).at(0)
 
 
 def _check_restored(state: TrainState, again: TrainState, path: Path) -> None:
@@ -139,13 +118,13 @@ def _bits(state: TrainState) -> list[tuple[str, np.ndarray]]:
     return [(name, np.asarray(leaf)) for name, leaf in named_leaves(plain)]
 
 
-def _not_tried(twin: Twin) -> list[str]:
+def _not_tried(trainer: Trainer) -> list[str]:
     """Returns what the run would go on from, in words, if there is such a thing."""
-    workdir = twin.trainer.workdir
+    workdir = trainer.workdir
     found = None if workdir is None else latest(workdir / CHECKPOINTS)
-    if not twin.of_fitted and found is None:
+    if trainer.state is None and found is None:
         return []
-    source = "the trainer's state" if twin.of_fitted else f"{found}"
+    source = f"{found}" if trainer.state is None else "the trainer's state"
     return [f"it began anew; going on from {source} was not tried"]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
@@ -17,7 +21,7 @@ from flaxtrain.train import Recipe
 if TYPE_CHECKING:
     from flaxtrain.loop.trainer import Trainer
 
-__all__ = ["FitCall", "MakeTwin", "Twin", "check_lasting", "say"]
+__all__ = ["FitCall", "check_lasting", "recipe_of", "say", "twin_of"]
 
 
 class FitCall(NamedTuple):
@@ -45,41 +49,36 @@ class FitCall(NamedTuple):
             check_period(self.eval_every, where="fit(eval_every=...)")
 
 
-class Twin(NamedTuple):
-    """A trainer with the arguments of another one, whose state it does not share.
+def twin_of(
+    trainer: Trainer,
+    *,
+    goes_on: bool = False,
+    recipe: Recipe | None = None,
+    programs: Callable[[int], Programs] = Programs,
+    **attributes: Any,
+) -> Trainer:
+    """Returns a trainer with the arguments of another one, which does not share its state.
 
-    Attributes:
-        trainer: the trainer.
-        build: from the stream and the length of a run to its recipe.
-        of_fitted: whether the other one has a state that its next `fit` goes on from.
+    Args:
+        trainer: the other one.
+        goes_on: whether the twin begins with a copy of its state, if there is one.
+        recipe: what the twin trains with; None: what its own arguments say.
+        programs: makes its compiled functions from `log_every`.
+        **attributes: attributes that differ from those of the original.
     """
+    twin, state = copy.copy(trainer), None
+    if goes_on and trainer.state is not None:
+        # A copy: a training step is given the state to keep.
+        recipe, state = trainer.recipe, jax.tree.map(jnp.copy, trainer.state)
+    for name, value in {**attributes, "state": state, "recipe": recipe}.items():
+        setattr(twin, name, value)
+    twin._fitted, twin._programs = recipe is not None, programs(twin.log_every)
+    return twin
 
-    trainer: Trainer
-    build: Callable[[Stream, Horizon], Recipe]
-    of_fitted: bool
 
-
-@runtime_checkable
-class MakeTwin(Protocol):
-    """Makes twins of a trainer."""
-
-    def __call__(
-        self,
-        *,
-        goes_on: bool = False,
-        recipe: Recipe | None = None,
-        programs: Callable[[int], Programs] = Programs,
-        **attributes: Any,
-    ) -> Twin:
-        """Returns a trainer that begins anew.
-
-        Args:
-            goes_on: whether it begins with a copy of the original's state, if there is one.
-            recipe: what it trains with; None: what its own arguments say.
-            programs: makes its compiled functions from `log_every`.
-            **attributes: attributes that differ from those of the original.
-        """
-        ...
+def recipe_of(twin: Trainer, stream: Stream, horizon: Horizon) -> Recipe:
+    """Returns what does not change in a run that a twin would make."""
+    return twin._build(stream, horizon)
 
 
 def check_lasting(ds: Any, *, where: str) -> None:

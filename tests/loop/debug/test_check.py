@@ -51,6 +51,8 @@ def test_a_sound_model_has_no_findings() -> None:
     assert report.ok and report.findings == ()
     assert set(verdicts(report).values()) == {"ok"} and len(report.observations) == 9
     assert "no findings" in str(report)
+    several = SPEC.replace(accumulate=ft.AccumulateBatches(3))
+    assert check(nn.Dense(3), spec=several).ok
 
 
 @pytest.mark.parametrize(

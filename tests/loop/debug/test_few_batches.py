@@ -19,7 +19,7 @@ def test_of_an_iterable_only_the_first_ones_are_taken() -> None:
     stream = few_batches(whole)
     assert [int(batch.data["x"][0]) for batch in stream.epoch(0)] == [0, 1]
     assert [int(batch.data["x"][0]) for batch in stream.epoch(1, 1)] == [1]
-    assert list(stream.epoch(0, 2)) == [] and stream.steps_per_epoch == 2
+    assert list(stream.epoch(0, 2)) == [] and stream.batches_per_epoch == 2
     assert stream.rows == 2 and stream.repeats and "first 2 batches" in stream.description
     assert int(stream.example().data["x"][0]) == 0 and stream.examples_per_epoch is None
 

@@ -130,6 +130,20 @@ def test_what_has_no_rate_of_ours_and_wrong_arguments_are_refused() -> None:
     refused(lambda: trainer.find_lr(iter([DATA])), DataError, "can be iterated once only")
 
 
+@pytest.mark.slow
+def test_a_batch_without_weight_does_not_end_it() -> None:
+    data = {**DATA, "weight": np.ones(len(DATA["x"]), np.float32)}
+    batches = [{key: leaf[i : i + 8] for key, leaf in data.items()} for i in (0, 8, 16)]
+    without = {**batches[0], "weight": np.zeros(8, np.float32)}
+    curves = [
+        ft.Trainer(MODEL, SPEC).find_lr(ds, steps=12)
+        for ds in (batches, [*batches[:2], without, batches[2]])
+    ]
+    assert curves[0].losses.tolist() == curves[1].losses.tolist()
+    nothing = ft.Trainer(MODEL, SPEC).find_lr([without], steps=12)
+    assert len(nothing.losses) == 0
+
+
 def test_a_first_step_that_is_not_finite_leaves_an_empty_curve() -> None:
     data = [{"x": np.full((4, 4), np.nan, np.float32), "label": np.zeros(4, np.int32)}]
     found = ft.Trainer(MODEL, SPEC, verbose=False).find_lr(data, steps=10)

@@ -86,6 +86,18 @@ def test_a_loss_below_zero_has_no_way_to_zero() -> None:
     assert "no way to zero" in failure(MODEL, SPEC, loss=loss).found
 
 
+@pytest.mark.slow
+def test_several_batches_to_an_update_are_given_as_many_updates() -> None:
+    spec = SPEC.replace(accumulate=ft.AccumulateBatches(2))
+    results = [
+        ft.Trainer(MODEL, one, verbose=False).fit(DATA, batch_size=16, debug="overfit")
+        for one in (SPEC, spec)
+    ]
+    steps = [int(result.state.step) for result in results]
+    # It is stopped a few steps late: metrics arrive when nothing waits for them.
+    assert abs(steps[0] - steps[1]) <= 8 and steps[1] > 0
+
+
 def test_rows_that_do_not_fill_the_microbatches_are_left_out() -> None:
     data = {key: value[:10] for key, value in DATA.items()}
     trainer = ft.Trainer(MODEL, SPEC.replace(accumulate=4), verbose=False)
