@@ -70,6 +70,7 @@ format: $(VENV)/installed-test
 pytest: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
+# Sets XLA_FLAGS, if to nothing: conftest.py then leaves it alone, and programs are a user's.
 slow: $(VENV)/installed-test
 	XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest -m slow $(ARGS)
 

@@ -7,8 +7,9 @@
   The workers of pytest-xdist and the processes that tests start inherit it. Compilations are
   counted where functions are traced, which the cache does not change.
 - XLA spends little on optimizing: nearly all time goes into compiling programs that run for
-  milliseconds. What is compared with optax is compiled as a user's is (`AS_IT_COMES` in
-  tests/runs.py), and so is everything with `XLA_FLAGS=` set from outside, as `make slow` does.
+  milliseconds. What is compared with optax bit for bit, or looked at as a compiled program, is
+  compiled as a user's is (`AS_IT_COMES` in tests/runs.py), and so is everything with
+  `XLA_FLAGS=` set from outside, as `make slow` does.
 - A rank promotion is an error: `[batch] - [batch, 1]` is a bug that runs.
 - jaxtyping and beartype, where installed, check every annotation of flaxtrain on every call.
 

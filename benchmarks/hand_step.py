@@ -69,12 +69,25 @@ class Transformer(nn.Module):
         return nn.Dense(VOCABULARY)(nn.LayerNorm()(x))
 
 
+class Wide(nn.Module):
+    """`[rows, 4096] -> [rows, 10]`: three layers of width 4096, 50 million parameters."""
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        for _ in range(3):
+            x = nn.gelu(nn.Dense(4096)(x))
+        return nn.Dense(CLASSES)(x)
+
+
 def case(name: str, rows: int = 32) -> tuple[nn.Module, dict[str, np.ndarray]]:
     """Returns a model and one batch for it: `x` and `label`."""
     random = np.random.default_rng(0)
     if name == "cnn":
         x = random.standard_normal((rows, 16, 16, 3), dtype=np.float32)
         return CNN(), {"x": x, "label": random.integers(0, CLASSES, rows, dtype=np.int32)}
+    if name == "wide":
+        x = random.standard_normal((rows, 4096), dtype=np.float32)
+        return Wide(), {"x": x, "label": random.integers(0, CLASSES, rows, dtype=np.int32)}
     tokens = random.integers(0, VOCABULARY, (rows, 33), dtype=np.int32)
     return Transformer(), {"x": tokens[:, :-1], "label": tokens[:, 1:]}
 
@@ -185,7 +198,7 @@ class HandStep:
     def _no_norms(self) -> jax.Array:
         return jnp.zeros(NORMS if self.guard == "norms" else 0)
 
-    def _update(self, norms: bool, operands: Any) -> tuple[State, Any]:
+    def _update(self, measured: bool, operands: Any) -> tuple[State, Any]:
         state, found, norm = operands
         grads = found.grads
         if self.clip == "factor":
@@ -198,7 +211,7 @@ class HandStep:
             opt_state=opt_state,
             step=state.step + 1,
         )
-        if not norms:
+        if not measured:
             return new, self._no_norms()
         norms = [optax.global_norm(tree) for tree in (updates, state.params, grads)]
         return new, jnp.stack([*norms, self.rate(state.step), jnp.full((), DECAY)])

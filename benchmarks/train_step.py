@@ -42,6 +42,8 @@ SAME = 1e-5
 
 LOG_EVERY, GATE_STEPS = 50, 10
 MODELS, COUNTS = ("cnn", "transformer"), (1, 4)
+WIDE = "wide"
+"""Large arrays, where what counts is whether they are copied; not timed by default."""
 RIVALS = {
     "clip in a chain": {"clip": "chain"},
     "guard, clip in a chain": {"clip": "chain", "guard": "skip"},
@@ -246,7 +248,7 @@ def _judged(name: str, count: int, costs: dict[str, Cost]) -> dict[str, Any]:
 def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", choices=(*MODELS, "all"), default="all")
+    parser.add_argument("--model", choices=(*MODELS, WIDE, "all"), default="all")
     parser.add_argument("--tpu", action="store_true", help="compile for a v5e, time nothing")
     parser.add_argument("--rounds", type=int, default=21, help="at least 21 for a verdict")
     parser.add_argument("--steps", type=int, default=20, help="steps per block")
@@ -258,7 +260,8 @@ def main() -> int:
     options = parser.parse_args()
     result: dict[str, Any] = {"before": environment(("jax", "flax", "optax", "libtpu"))}
     print(result["before"])
-    for name in MODELS if options.model == "all" else (options.model,):
+    models = (*MODELS, WIDE) if options.tpu else MODELS
+    for name in models if options.model == "all" else (options.model,):
         for count in COUNTS:
             key = f"{name}, {count}"
             if options.tpu:

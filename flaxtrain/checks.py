@@ -27,6 +27,7 @@ __all__ = [
     "answering_with",
     "check_choice",
     "check_flag",
+    "check_instance",
     "check_integer",
     "check_number",
     "floating_dtype",
@@ -146,6 +147,35 @@ def check_flag(name: str, value: Any, *, where: str | None = None) -> None:
             f"{name}={value!r} is a {type(value).__name__}, not True or False",
             where=where,
             fix=f"pass True or False for {name}",
+        )
+
+
+def check_instance(
+    name: str, value: Any, kind: type[Any], *, where: str, fix: str, show: bool = True
+) -> None:
+    """Refuses anything but an instance of a class.
+
+    Args:
+        name: the argument's name, for the message.
+        value: what was passed.
+        kind: the class.
+        where: the function or class that was called.
+        fix: what to do about it.
+        show: whether the message has the value; False where it can be pages long.
+
+    Raises:
+        ArgumentTypeError: `value` is something else.
+
+    Example:
+        >>> check_instance("seed", 3, int, where="fit", fix="pass an integer")
+    """
+    if not isinstance(value, kind):
+        said = f"{name}={value!r}" if show else name
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ArgumentTypeError(
+            f"{said} is a {type(value).__name__}, not {article} {kind.__name__}",
+            where=where,
+            fix=fix,
         )
 
 
@@ -274,14 +304,14 @@ def _answered(function: Callable[P, T], elsewhere: Mapping[str, str]) -> Callabl
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except TypeError as error:
+        except TypeError:
             # Only now, so that calls that bind cost nothing more.
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as reason:
                 unbound = reason
             else:
-                raise error
+                raise
         # The error of a constructor names the class.
         is_constructor = function.__name__ == "__init__"
         name = type(args[0]).__name__ if is_constructor else function.__name__

@@ -13,9 +13,10 @@ Numbers may be fractions (`"0.5ep"`, `"2.5%"`), and steps and examples may carry
 (thousand, million, 10^9). Arithmetic is exact; a result that is not a whole number of steps is
 rounded to the nearest one, halves up, and a positive duration is never rounded to zero.
 
-A step is an optimizer update in whatever a spec says (`to_steps`). What a loop is told counts
-batches (`to_batches`): how many come is known beforehand; how many will be rejected, and make
-no update, is not. The two differ where several batches make an update, too.
+A step is an optimizer update in whatever a spec says (`to_steps`), with one exception:
+`Spikes(warmup=)` counts batches, since each of them is judged. What a loop is told counts
+batches too (`to_batches`): how many come is known beforehand; how many will be rejected, and
+make no update, is not. The two also differ where several batches make an update.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numbers
 import re
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -122,44 +124,54 @@ class Duration:
         """Whether a horizon is needed to know the number of steps."""
         return self.unit != "st"
 
-    def steps(self, horizon: Horizon, *, where: str | None = None) -> int:
+    def steps(
+        self, horizon: Horizon, *, where: str | None = None, counted: str = "steps"
+    ) -> int:
         """Returns the number of steps, rounded to the nearest (halves up, positive stays >= 1).
+
+        Args:
+            horizon: what is known about the run.
+            where: the argument it was given for, for messages.
+            counted: what is counted, for messages.
 
         Raises:
             ArgumentError: `horizon` lacks the number that this unit needs.
         """
+        known = partial(_known, duration=self, where=where, counted=counted)
         match self.unit:
             case "st":
                 exact = self.amount
             case "ep":
-                per_epoch = _known(
+                per_epoch = known(
                     horizon.batches_per_epoch,
                     "number of batches per epoch",
                     "batches_per_epoch",
-                    self,
-                    where,
                 )
                 exact = self.amount * per_epoch / horizon.batches_per_update
             case "%":
-                total = _known(
-                    horizon.updates, "number of batches in the run", "batches", self, where
-                )
+                total = known(horizon.updates, "number of batches in the run", "batches")
                 exact = self.amount * total / 100
             case _:
-                rows = _known(horizon.batch_size, "batch size", "batch_size", self, where)
+                rows = known(horizon.batch_size, "batch size", "batch_size")
                 exact = self.amount / (rows * horizon.batches_per_update)
         nearest = math.floor(exact + Fraction(1, 2))
         return max(nearest, 1) if exact > 0 else 0
 
 
 def _known(
-    value: int | None, words: str, field: str, duration: Duration, where: str | None
+    value: int | None,
+    words: str,
+    field: str,
+    *,
+    duration: Duration,
+    where: str | None,
+    counted: str,
 ) -> int:
     if value is None:
         raise ArgumentError(
-            f"the {words} is not known yet: {duration.text!r} can't be turned into steps",
+            f"the {words} is not known yet: {duration.text!r} can't be turned into {counted}",
             where=where,
-            fix=f"give the duration in steps, or a horizon with {field}=",
+            fix=f"give the duration in {counted}, or a horizon with {field}=",
         )
     return value
 
@@ -263,4 +275,5 @@ def to_batches(duration: DurationLike, horizon: Horizon, *, where: str | None = 
         >>> [(to_batches(text, horizon), to_steps(text, horizon)) for text in (40, "1ep", "4%")]
         [(40, 40), (40, 10), (40, 10)]
     """
-    return to_steps(duration, replace(horizon, batches_per_update=1), where=where)
+    each = replace(horizon, batches_per_update=1)
+    return parse(duration, where=where).steps(each, where=where, counted="batches")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxtrain.checks import floating_dtype
+from flaxtrain.checks import check_instance, floating_dtype
 from flaxtrain.errors import ArgumentTypeError
 
 
@@ -27,3 +28,12 @@ def test_complex_dtypes_are_refused_where_they_will_not_do() -> None:
     assert floating_dtype("dtype", "complex64") == jnp.complex64
     with pytest.raises(ArgumentTypeError, match="'complex64' is not a floating dtype"):
         floating_dtype("dtype", "complex64", allow_complex=False)
+
+
+@pytest.mark.parametrize(("show", "text"), [(True, "n='1' is a str"), (False, "n is a str")])
+def test_what_is_no_instance_is_named_by_its_type(show: bool, text: str) -> None:
+    check_instance("n", 1, int, where="f", fix="pass 1", show=show)
+    with pytest.raises(ArgumentTypeError, match=f"^{text}, not a Path\n"):
+        check_instance("n", "1", Path, where="f", fix="pass a path", show=show)
+    with pytest.raises(ArgumentTypeError, match="a str, not an ArgumentTypeError"):
+        check_instance("n", "1", ArgumentTypeError, where="f", fix="pass an error")

@@ -79,13 +79,16 @@ def test_percentages_are_exact_and_rounded_half_up(
         ("1M ex", "the batch size is not known yet", "batch_size="),
     ],
 )
-def test_a_missing_horizon_is_named(duration: str, missing: str, field: str) -> None:
+@pytest.mark.parametrize(("convert", "counted"), [(to_steps, "steps"), (to_batches, "batches")])
+def test_a_missing_horizon_is_named(
+    duration: str, missing: str, field: str, convert: Any, counted: str
+) -> None:
     with pytest.raises(ArgumentError) as caught:
-        to_steps(duration, Horizon(), where="eval_every")
+        convert(duration, Horizon(), where="an argument")
     assert str(caught.value) == (
-        f"{missing}: {duration!r} can't be turned into steps\n"
-        f"  where: eval_every\n"
-        f"  fix:   give the duration in steps, or a horizon with {field}"
+        f"{missing}: {duration!r} can't be turned into {counted}\n"
+        f"  where: an argument\n"
+        f"  fix:   give the duration in {counted}, or a horizon with {field}"
     )
 
 

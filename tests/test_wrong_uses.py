@@ -616,8 +616,8 @@ CALLS = {
     ),
     "empty text as workdir": Row(
         lambda make: make(workdir=""),
-        errors.ArgumentTypeError,
-        ("workdir='' is a str, not a path", "where: Trainer"),
+        errors.ArgumentError,
+        ("workdir is an empty text", "where: Trainer", "name a folder"),
     ),
 }
 
@@ -692,9 +692,10 @@ LENGTHS = {
         lambda make: make().fit(whole, steps=2, eval_ds=DATA, eval_every="1ep"),
         errors.ArgumentError,
         (
-            "the number of batches per epoch is not known yet: '1ep' can't be turned into steps",
+            "the number of batches per epoch is not known yet: '1ep' can't be turned into "
+            "batches",
             "where: eval_every",
-            "fix:   give the duration in steps",
+            "fix:   give the duration in batches",
         ),
     ),
     "relative schedule over epochs of unknown length": Row(

@@ -32,7 +32,7 @@ _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<stage>partial|replaced)-[0-9a-f]+
 
 
 def check_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Returns `path` as an absolute `Path`, without `..` and with symbolic links resolved.
+    """Returns `path` as an absolute `Path`, without `~`, `..` and symbolic links.
 
     Raises:
         ArgumentTypeError: it is no path.
@@ -52,7 +52,7 @@ def check_path(path: str | os.PathLike[str], name: str = "path") -> Path:
         raise ArgumentError(
             f"{name}={text!r} is not a path", fix="pass the path of a directory"
         )
-    return Path(text).resolve()
+    return Path(text).expanduser().resolve()
 
 
 def step_path(directory: str | os.PathLike[str], step: int) -> Path:

@@ -1,20 +1,47 @@
-"""The arguments of the trainer, judged where they are given."""
+"""The arguments of the trainer and of `fit`, judged where they are given."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from flaxtrain.checks import check_integer
-from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.checks import check_instance, check_integer
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.loop.hooks import check_period
+from flaxtrain.loop.length import check_length, check_repeats
 from flaxtrain.metrics.clu_adapter import metric_classes
 from flaxtrain.params import LoRA, Restore
 from flaxtrain.spec import OptSpec
 from flaxtrain.train import check_loss
 
-__all__ = ["as_directory", "check_arguments"]
+__all__ = ["FitCall", "as_directory", "check_arguments"]
+
+
+class FitCall(NamedTuple):
+    """The arguments of a call of `fit`."""
+
+    ds: Any
+    steps: int | None = None
+    epochs: int | None = None
+    eval_ds: Any = None
+    eval_every: int | str | None = None
+    batch_size: int | None = None
+    cache_frozen: bool = False
+
+    def check(self) -> None:
+        """Refuses lengths and periods that are none, before anything is taken from the data.
+
+        Raises:
+            ArgumentError: a length or a period is out of range, or there are two lengths.
+            ArgumentTypeError: one has the wrong type.
+            DataError: there are to be several epochs of an iterator.
+        """
+        check_length(self.steps, self.epochs)
+        check_repeats(self.ds, self.epochs)
+        if self.eval_every is not None:
+            check_period(self.eval_every, where="fit(eval_every=...)")
 
 
 def check_arguments(
@@ -52,26 +79,30 @@ def check_arguments(
     check_integer("seed", seed, minimum=0, where="Trainer")
     check_integer("log_every", log_every, minimum=1, where="Trainer")
     for name, value, kind in (("init_from", init_from, Restore), ("adapters", adapters, LoRA)):
-        if value is not None and not isinstance(value, kind):
-            raise ArgumentTypeError(
-                f"{name}={value!r} is a {type(value).__name__}, not a {kind.__name__}",
-                where="Trainer",
-                fix=f"pass ft.{kind.__name__}(...)",
-            )
+        if value is not None:
+            fix = f"pass ft.{kind.__name__}(...)"
+            check_instance(name, value, kind, where="Trainer", fix=fix)
 
 
 def as_directory(workdir: str | Path | None) -> Path | None:
     """Returns the workdir as a path.
 
     Raises:
-        ArgumentTypeError: it is none.
+        ArgumentError: it is an empty text.
+        ArgumentTypeError: it is no path.
     """
     if workdir is None:
         return None
-    if workdir == "" or not isinstance(workdir, (str, Path)):
+    if workdir == "":
+        raise ArgumentError(
+            "workdir is an empty text",
+            where="Trainer",
+            fix="name a folder, such as '.', or pass None to write nothing",
+        )
+    if not isinstance(workdir, (str, Path)):
         raise ArgumentTypeError(
             f"workdir={workdir!r} is a {type(workdir).__name__}, not a path",
             where="Trainer",
             fix="pass a string or a pathlib.Path",
         )
-    return Path(workdir)
+    return Path(workdir).expanduser()

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
+from flaxtrain.checks import check_instance
 from flaxtrain.data import Stream
 from flaxtrain.data.batch_file import save_batch
 from flaxtrain.data.host import Place, count_rows, to_host
 from flaxtrain.data.stream import ArrayStream
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StateError
+from flaxtrain.errors import NonFiniteError, StateError
 from flaxtrain.loop.in_flight import Dispatched
 from flaxtrain.spec import OptSpec
 from flaxtrain.text import counted, numbered_rows
 from flaxtrain.train import Diagnosis, Recipe, TrainState, diagnose_step
+from flaxtrain.train.arguments import check_mask
 from flaxtrain.typing import ArrayLike, Batch
 
 if TYPE_CHECKING:
@@ -71,27 +72,14 @@ def diagnose(
         )
     state = getattr(run, "state", None) if state is None else state
     for name, value, kind in (("run", recipe, Recipe), ("state", state, TrainState)):
-        if not isinstance(value, kind):
-            raise ArgumentTypeError(
-                f"{name} is a {type(value).__name__}, not a {kind.__name__}",
-                where="diagnose",
-                fix="pass ft.diagnose(trainer, state, batch), or a recipe in place of it",
-            )
+        fix = "pass ft.diagnose(trainer, state, batch), or a recipe in place of it"
+        check_instance(name, value, kind, where="diagnose", fix=fix, show=False)
     assert isinstance(state, TrainState)
     place = Place("diagnose(batch=...)")
     data = to_host(batch, place)
-    _check_mask(mask, count_rows(data, place))
+    if mask is not None:
+        check_mask(mask, (count_rows(data, place),), where="diagnose(mask=...)")
     return diagnose_step(recipe.at(int(state.step)), state, data, mask)
-
-
-def _check_mask(mask: ArrayLike | None, rows: int) -> None:
-    array = np.ones(rows, bool) if mask is None else np.asarray(mask)
-    if array.dtype != bool or array.shape != (rows,):
-        raise ArgumentError(
-            f"the mask is {array.dtype} of shape {array.shape}, and the batch has {rows} rows",
-            where="diagnose(mask=...)",
-            fix="pass a bool for each row, False for padding; or None for a full batch",
-        )
 
 
 def bad_step_error(

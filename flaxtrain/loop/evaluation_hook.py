@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flaxtrain.data import Stream, is_arrays
-from flaxtrain.loop.debug.twin import FitCall
+from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.evaluation import check_evaluation
 from flaxtrain.loop.hooks import Evaluate, Hook
 from flaxtrain.loop.streams import stream_in_order

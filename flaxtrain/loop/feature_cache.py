@@ -23,6 +23,7 @@ from flaxtrain.data import HostBatch, Stream
 from flaxtrain.data.stream import ArrayStream
 from flaxtrain.errors import ArgumentError, FlaxtrainError
 from flaxtrain.loop.interrupt import DeferredInterrupt
+from flaxtrain.loop.padding import has_masks
 from flaxtrain.loop.row_check import check_rows
 from flaxtrain.loop.window import IN_FLIGHT
 from flaxtrain.parallel import compiled
@@ -217,7 +218,7 @@ class _Filled:
 def _filled(
     recipe: Recipe, state: TrainState, stream: ArrayStream, interrupt: DeferredInterrupt
 ) -> _Filled:
-    masked = recipe.padding_problem is None and stream.may_be_padded
+    masked = has_masks(recipe, stream)
     features = frozen_features(recipe, masked)
     program = compiled(lambda *args: features_of(recipe, features, *args))
     # Padding repeats a real row, whose features are as good as any.

@@ -190,7 +190,7 @@ class Console(Hook):
 
     def on_start(self, run: Run) -> None:
         """Prints the announcements: an inferred loss, defaults that were taken."""
-        self._writer = self._writer or ConsoleWriter(total_steps=run.total_updates)
+        self._writer = self._writer or ConsoleWriter(total_steps=run.updates_at_end)
         for line in run.announcements:
             self._writer.write_line(line)
 

@@ -11,6 +11,7 @@ from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, DataError
 from flaxtrain.spec import AccumulateBatches
+from flaxtrain.text import counted
 from flaxtrain.train import TrainState
 
 __all__ = [
@@ -20,10 +21,11 @@ __all__ = [
     "epochs_and_notes",
     "horizon_of",
     "position_in",
-    "surely_ragged",
     "total_batches",
     "used_up_by_one_pass",
 ]
+
+_DEFAULT_EPOCHS = 1
 
 
 def check_length(steps: int | None, epochs: int | None) -> None:
@@ -78,7 +80,7 @@ def horizon_of(
     length = stream.batches_per_epoch
     total = steps
     if steps is None and length is not None:
-        total = length * (1 if epochs is None else epochs)
+        total = length * (_DEFAULT_EPOCHS if epochs is None else epochs)
     return Horizon(total, length, stream.rows, accumulation.count)
 
 
@@ -111,22 +113,14 @@ def epochs_and_notes(
         accumulation: how many batches make an update.
     """
     if steps is None and epochs is None:
-        return 1, ["neither steps= nor epochs= was given: one epoch"]
+        return _DEFAULT_EPOCHS, ["neither steps= nor epochs= was given: one epoch"]
     if steps is None or accumulation.count == 1:
         return epochs, []
-    updates = steps // accumulation.count
+    updates = counted(steps // accumulation.count, "update")
     return epochs, [
-        f"steps={steps} counts batches; they make {updates} updates, which schedules and all "
-        "else in the spec count"
+        f"steps={steps} counts batches; they make at most {updates}: schedules and nearly all "
+        "else in the spec count updates"
     ]
-
-
-def surely_ragged(stream: Stream) -> bool:
-    """Whether it is known beforehand that a batch will need padding."""
-    length, examples = stream.batches_per_epoch, stream.examples_per_epoch
-    return bool(
-        stream.may_be_padded and length and examples and length * stream.rows != examples
-    )
 
 
 def total_batches(state: TrainState, length: int | None, fresh: bool) -> int | None:

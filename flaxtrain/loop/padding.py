@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from flaxtrain.data import HostBatch, Stream
-from flaxtrain.loop.length import surely_ragged
 from flaxtrain.train import Recipe
 from flaxtrain.typing import ArrayLike
 
-__all__ = ["check_padding", "checked_mask"]
+__all__ = ["check_padding", "checked_mask", "has_masks"]
 
 
 def check_padding(recipe: Recipe, stream: Stream) -> None:
@@ -16,8 +15,27 @@ def check_padding(recipe: Recipe, stream: Stream) -> None:
     Raises:
         FlaxtrainError: padding is not exact, `Recipe.padding_problem`.
     """
-    if recipe.padding_problem is not None and surely_ragged(stream):
+    if recipe.padding_problem is not None and _surely_ragged(stream):
         raise recipe.padding_problem
+
+
+def _surely_ragged(stream: Stream) -> bool:
+    """Whether it is known beforehand that a batch will need padding."""
+    length, examples = stream.batches_per_epoch, stream.examples_per_epoch
+    return bool(
+        stream.may_be_padded and length and examples and length * stream.rows != examples
+    )
+
+
+def has_masks(recipe: Recipe, stream: Stream, *, always: bool = False) -> bool:
+    """Whether the batches of a stream go with a row mask.
+
+    Args:
+        recipe: what does not change in the run.
+        stream: the data.
+        always: as for `checked_mask`.
+    """
+    return recipe.padding_problem is None and (always or stream.may_be_padded)
 
 
 def checked_mask(
@@ -35,8 +53,8 @@ def checked_mask(
     Raises:
         FlaxtrainError: the batch has padding rows, and padding is not exact.
     """
-    if recipe.padding_problem is None:
-        return batch.mask if always or stream.may_be_padded else None
-    if batch.count < stream.rows:
+    if has_masks(recipe, stream, always=always):
+        return batch.mask
+    if recipe.padding_problem is not None and batch.count < stream.rows:
         raise recipe.padding_problem
     return None

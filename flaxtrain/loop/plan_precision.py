@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -127,6 +127,7 @@ def _set_by_model(recipe: Recipe, casts: PolicyCasts, state: Any) -> dict[Path, 
         return call.run()
 
     if found:
+        recipe = recipe.changed(casts=replace(casts, watched=True))
         with intercepted(note):
             jax.eval_shape(partial(train_step, recipe), state, recipe.example)
     return found

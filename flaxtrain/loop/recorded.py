@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
+from flaxtrain.errors import CheckpointError
+
 __all__ = ["Change", "Recorded"]
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
@@ -43,9 +45,29 @@ class Recorded(NamedTuple):
         return cls(_data_of(value), _ADDRESS.sub("", repr(value)))
 
     @classmethod
-    def read(cls, meta: Mapping[str, Any], name: str, default: Any) -> Self:
-        """Returns what a checkpoint says under a name; what it doesn't say is the default."""
-        return cls(**meta[name]) if name in meta else cls.of(default)
+    def read(cls, meta: Mapping[str, Any], name: str, default: Any, *, where: str) -> Self:
+        """Returns what a checkpoint says under a name; what it doesn't say is the default.
+
+        Args:
+            meta: what the checkpoint says.
+            name: the name.
+            default: the value, where it doesn't say it.
+            where: the checkpoint, for messages.
+
+        Raises:
+            CheckpointError: it is said in another form than `as_meta` has.
+        """
+        if name not in meta:
+            return cls.of(default)
+        said = meta[name]
+        if not isinstance(said, Mapping) or set(said) != set(cls._fields):
+            raise CheckpointError(
+                f"what the checkpoint says of {name} can't be read: it was written by an "
+                "earlier version",
+                where=where,
+                fix="use another workdir, or an empty one",
+            )
+        return cls(**said)
 
     @property
     def kind(self) -> str | None:
@@ -83,6 +105,13 @@ def _data_of(value: Any) -> Any:
         return value.name
     if isinstance(value, (list, tuple)):
         return [_data_of(child) for child in value]
+    if isinstance(value, Mapping):
+        own = {
+            str(key): _data_of(part)
+            for key, part in value.items()
+            if not isinstance(part, _ARRAYS)
+        }
+        return {"kind": type(value).__qualname__, "of": own}  # a key may be "kind", too
     if is_dataclass(value) and not isinstance(value, type):
         parts = {field.name: getattr(value, field.name) for field in fields(value)}
         own = {k: _data_of(part) for k, part in parts.items() if not isinstance(part, _ARRAYS)}

@@ -57,8 +57,6 @@ class FitResult:
     Attributes:
         state: the state after the last step.
         history: the scalars that were logged.
-        best: the row of `history.val` with the lowest loss of the trained weights (not of
-            their average, `loss/ema`); None without evaluation.
         timings: seconds: `total`, `compile` (the first step: tracing, compilation and run),
             `evaluate`, `features` (filling the cache of `cache_frozen`, if it was asked for),
             `train` (without these and without saving), `data_wait` (part of `train`); and
@@ -68,6 +66,13 @@ class FitResult:
 
     state: TrainState
     history: History
-    best: Row | None
     timings: dict[str, float]
     stopped_because: str
+
+    @property
+    def best(self) -> Row | None:
+        """The row of `history.val` with the lowest loss of the trained weights.
+
+        Not of their average, `loss/ema`; None without evaluation.
+        """
+        return self.history.best

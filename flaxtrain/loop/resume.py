@@ -79,9 +79,9 @@ _DEFAULTS: Mapping[str, Any] = {
 """What earlier versions, which did not say it, made runs with."""
 
 
-def _changes(meta: Mapping[str, Any], recipe: Recipe) -> dict[str, Change]:
+def _changes(meta: Mapping[str, Any], recipe: Recipe, found: Path) -> dict[str, Change]:
     return {
-        name: Change(Recorded.read(meta, name, _DEFAULTS[name]), now)
+        name: Change(Recorded.read(meta, name, _DEFAULTS[name], where=str(found)), now)
         for name, now in _recorded(recipe).items()
     }
 
@@ -127,7 +127,7 @@ def begin(
     if found is None:
         return _first(recipe, seed, init_from)
     meta = checkpoint.read_meta(found)
-    changes = _changes(meta, recipe)
+    changes = _changes(meta, recipe, found)
     notes = [
         f"continuing the run in {workdir}, checkpoint {found.name}",
         *_spec_notes(meta, recipe, changes["adapters"], found),

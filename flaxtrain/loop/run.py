@@ -107,9 +107,9 @@ class Run:
     # What hooks may do.
 
     @property
-    def total_updates(self) -> int | None:
-        """The number of updates at which the run ends; None when it is not known."""
-        return None if self.total is None else self.total // self.recipe.spec.accumulation.count
+    def updates_at_end(self) -> int | None:
+        """The number of updates at which the run ends, at least 1; None when not known."""
+        return Horizon(self.total, batches_per_update=self.horizon.batches_per_update).updates
 
     @property
     def at_end(self) -> bool:
@@ -200,7 +200,7 @@ class Run:
         finally:
             self._finish(started)
         timings, history = self._timings(time.monotonic() - began), self.history
-        return FitResult(self.state, history, history.best, timings, self._reason or "finished")
+        return FitResult(self.state, history, timings, self._reason or "finished")
 
     def _lift_latch(self, error: BaseException) -> None:
         """Makes the state one to go on from, where a bad step has halted the run."""
@@ -337,14 +337,14 @@ class Run:
 
     def _error(self, step: Dispatched) -> NonFiniteError:
         """Looks at a step that has halted the run: those after it were all rejected."""
-        notes: list[str] = []
+        note = None
         try:
             self._close_window()
             self._deliver(wait=True)
         except Exception as failure:  # of a hook: the report must not be lost for it
-            notes.append(f"and at the log point before it: {failure!r}")
+            note = f"and at the log point before it: {failure!r}"
         with self.throughput.pause():
             error = bad_step_error(self.recipe, self.state, self.stream, step, self.workdir)
-        for note in notes:
+        if note is not None:
             error.add_note(note)
         return error

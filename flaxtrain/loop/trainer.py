@@ -11,11 +11,10 @@ from flaxtrain.checks import answering_class
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import StateError
-from flaxtrain.loop.arguments import as_directory, check_arguments
+from flaxtrain.loop.arguments import FitCall, as_directory, check_arguments
 from flaxtrain.loop.batch_stats import with_batch_stats
 from flaxtrain.loop.debug.debuggable import Debuggable
 from flaxtrain.loop.debug.modes import debug_fit
-from flaxtrain.loop.debug.twin import FitCall
 from flaxtrain.loop.evaluation import evaluate, predict
 from flaxtrain.loop.evaluation_hook import evaluation_hooks
 from flaxtrain.loop.feature_cache import feature_cache
@@ -39,8 +38,8 @@ from flaxtrain.loop.streams import stream_in_order, training_stream
 from flaxtrain.params import LoRA, Restore
 from flaxtrain.precision import LossScale, Policy, Precision
 from flaxtrain.spec import OptSpec
+from flaxtrain.spec.validate import SPEC_ARGUMENTS
 from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe
-from flaxtrain.train.options import SPEC_ARGUMENTS
 from flaxtrain.typing import HostTree
 
 __all__ = ["Trainer"]

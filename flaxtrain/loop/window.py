@@ -168,11 +168,11 @@ class TrainProgram:
     """The compiled training step with its window of metrics.
 
     `step(state, window, batch, mask, last)` returns state, window and status.
-    `finish(window, status, before)` returns the values of a window, which have weight, the
-    window that follows and the number of updates now. Without an update since `before` nothing
-    has weight and the window goes on, so that no two windows end at one update. The costly
-    metrics are formed at log points, of which the last update of a phase is one, and in batch
-    number `last`.
+    `finish(window, status, before)` returns the values of a window, which of them have weight,
+    the window that follows, and the number of updates now. `before` is that number at the last
+    log point. Where it is the same, nothing has weight and the window goes on: no two windows
+    end at one update. The costly metrics are formed in the last update before each log point,
+    in the last one of a phase, and in the last one up to batch number `last`.
 
     Args:
         recipe: what does not change in the run.

@@ -97,6 +97,7 @@ class GradientTransformation:
         update: `update(updates, state, params=None, **extra_args) -> (updates, state)`.
         name: the factory that made it.
         arguments: the factory's arguments that differ from its defaults.
+        factory: the factory itself; others may have its name.
 
     Example:
         >>> from flaxtrain import optim
@@ -111,6 +112,7 @@ class GradientTransformation:
     update: UpdateFn
     name: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    factory: Callable[..., Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         yield self.init
@@ -129,6 +131,7 @@ class GradientTransformation:
             not isinstance(other, GradientTransformation)
             or self.name is None
             or self.name != other.name
+            or self.factory is not other.factory
         ):
             return False
         return self.arguments.keys() == other.arguments.keys() and all(
@@ -198,7 +201,7 @@ def named(
             if error.where is not None and not error.where.isidentifier():
                 raise
             raise type(error)(error.found, where=factory.__name__, fix=error.fix) from None
-        return replace(made, name=factory.__name__, arguments=given)
+        return replace(made, name=factory.__name__, arguments=given, factory=build)
 
     return build
 
@@ -284,12 +287,8 @@ def with_extra_args(tx: TransformationLike) -> GradientTransformation:
         )
     parameters = inspect.signature(tx.update).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if isinstance(tx, GradientTransformation):
-        if takes_all:
-            return tx
-        name, arguments = tx.name, tx.arguments
-    else:
-        name, arguments = None, {}
+    if isinstance(tx, GradientTransformation) and takes_all:
+        return tx
 
     def update(
         updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
@@ -298,4 +297,6 @@ def with_extra_args(tx: TransformationLike) -> GradientTransformation:
             updates, state, params, **{k: v for k, v in extra_args.items() if k in parameters}
         )
 
-    return GradientTransformation(tx.init, tx.update if takes_all else update, name, arguments)
+    if isinstance(tx, GradientTransformation):
+        return replace(tx, update=update)
+    return GradientTransformation(tx.init, tx.update if takes_all else update)

@@ -55,6 +55,16 @@ class MethodCall(NamedTuple):
         """The name of the method."""
         return self.context.method_name
 
+    @property
+    def is_own_method(self) -> bool:
+        """Whether a method of the module is called, and no function lifted on it.
+
+        `nn.scan(function)(module, ...)` runs the function as if it were the module's; the
+        module's own methods are called within. To ask a lifted module for its scopes, flax
+        runs a function of its own like that.
+        """
+        return hasattr(type(self.module), self.method)
+
     def run(self) -> Any:
         """Makes the call."""
         return self.following(*self.args, **self.kwargs)
@@ -79,15 +89,18 @@ def intercepted(
 
 @contextmanager
 def intercepted_under_jit(
-    interceptor: Callable[[MethodCall], Any], rngs: Mapping[str, Key], same: str | None = None
+    interceptor: Callable[[MethodCall], Any],
+    rngs: Mapping[str, Key],
+    key_text: str | None = None,
 ) -> Iterator[dict[str, Key]]:
     """Does the same for models with methods under `nn.jit`, too.
 
     Args:
         interceptor: returns what a call returns.
         rngs: the random streams of the model.
-        same: a text that all interceptors have in common which do the same, so that they share
-            programs; None where each context is a case of its own.
+        key_text: stands for what the interceptor does. Interceptors with the same text must do
+            the same to a model: `nn.jit` answers one with the programs of another. None where
+            no other context may share the programs of this one.
 
     Yields:
         Streams to add to `rngs`: the model must be run with them.
@@ -105,7 +118,7 @@ def intercepted_under_jit(
         >>> found[-1]  # the method of nn.Dense itself
         '__call__'
     """
-    name = next(_fresh) if same is None else hashlib.sha256(same.encode()).hexdigest()[:16]
+    name = next(_fresh) if key_text is None else _digest(key_text)
     stream = f"_intercepted_{name}"
 
     def pass_on(call: MethodCall) -> Any:
@@ -119,6 +132,10 @@ def intercepted_under_jit(
     key = next(iter(rngs.values()), None)
     with intercepted(pass_on):
         yield {stream: jax.random.key(0) if key is None else key}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager

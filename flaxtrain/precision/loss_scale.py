@@ -197,13 +197,14 @@ class DynamicScale:
 
     def _check(self) -> None:
         where = "DynamicScale"
-        for name in ("init", "min", "max"):
+        for name in ("init", "min", "max", "factor", "growth_interval"):
             if not is_concrete(getattr(self, name)):
                 raise ArgumentTypeError(
                     f"{name} is not known while tracing",
                     where=where,
                     fix="make the scale outside the traced function, and pass it in",
                 )
+        for name in ("init", "min", "max"):
             _check_scale(name, getattr(self, name), where=where)
             object.__setattr__(self, name, float(getattr(self, name)))
         check_number("factor", self.factor, minimum=1.0, exclude=(1.0,), where=where)
@@ -264,7 +265,7 @@ def _check_scale(name: str, value: Any, *, where: str) -> None:
     check_number(name, value, minimum=0.0, exclude=(0.0,), where=where)
     if is_concrete(value) and not _SMALLEST <= float(value) <= _LARGEST:
         raise ArgumentError(
-            f"{name}={float(value):g} is no float32",
+            f"{name}={float(value):g} is no normal float32 number",
             where=where,
             fix=f"pass a number from {_SMALLEST:.3g} to {_LARGEST:.3g}",
         )

@@ -254,7 +254,8 @@ class Precision:
     def needs_loss_scale(self) -> bool:
         """Whether gradients are float16 somewhere: small ones vanish without a scale.
 
-        That of what the model puts out has the dtype of what it puts out.
+        The gradient with respect to an output of the model has the dtype of that output, so `o`
+        counts, too.
         """
         policies = [self.main, *(policy for _, policy in self.rules)]
         return any(dtype == jnp.float16 for policy in policies for dtype in policy.dtypes)

@@ -235,9 +235,10 @@ def is_16_bits(dtype: DTypeLike) -> bool:
 def stochastically_rounded(values: Array, dtype: DTypeLike, key: Key) -> Array:
     """Rounds float32 numbers to one of their two neighbours in 16 bits, right on average.
 
-    The bits that don't fit are compared with as many random ones, so the mean is exact, but in
-    float16 below 2^-24, where it is so to 2^-32 of the smallest number. What `dtype` has
-    itself is kept. Beside an infinity, of `dtype` too, numbers are rounded to nearest.
+    As many random bits are added as don't fit, so the mean is exact. The exception are numbers
+    below 2^-24, the smallest one of float16: there the mean is off by 2^-32 of it at most.
+    Numbers that `dtype` can hold stay as they are. Numbers of which either neighbour is
+    infinite are rounded to nearest.
 
     Args:
         values: float32, of any shape.

@@ -99,7 +99,10 @@ def _order(layer_of: LayerOf | None) -> list[str]:
 
 def _checked(given: Any) -> dict[str, int]:
     try:
-        layer_of = dict(given)
+        pairs = list(given.items() if isinstance(given, Mapping) else given)
+        # Of two with one selector the first counts, as of selectors that both match.
+        layer_of = dict(reversed(pairs))
+        layer_of = {choice: layer_of[choice] for choice, _ in pairs}
     except (TypeError, ValueError):
         raise ArgumentTypeError(
             f"layer_of={given!r} is no list of pairs",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from flaxtrain.checks import answering
+from flaxtrain.checks import answering, check_instance
 from flaxtrain.durations import Horizon, Resolvable
-from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike
 from flaxtrain.params import DecayChoice, SelectorLike
 from flaxtrain.spec.accumulation import AccumulateBatches, as_accumulation
@@ -232,12 +232,13 @@ class OptSpec(Declaration):
             cosine_decay_schedule(init_value=0.1, decay_steps=500)
         """
         count = self.accumulation.count
-        if not isinstance(horizon, Horizon):
-            raise ArgumentTypeError(
-                f"{horizon!r} is a {type(horizon).__name__}, not a Horizon",
-                where="OptSpec.resolve(horizon)",
-                fix="pass flaxtrain.durations.Horizon(batches=..., batches_per_epoch=...)",
-            )
+        check_instance(
+            "horizon",
+            horizon,
+            Horizon,
+            where="OptSpec.resolve",
+            fix="pass flaxtrain.durations.Horizon(batches=..., batches_per_epoch=...)",
+        )
         if horizon != Horizon() and horizon.batches_per_update != count:
             raise ArgumentError(
                 f"the horizon has batches_per_update={horizon.batches_per_update}, the spec "

@@ -53,6 +53,8 @@ ARGUMENTS = (
     "groups",
     "freeze",
 )
+SPEC_ARGUMENTS = {name: f"OptSpec({name}=...)" for name in ARGUMENTS}
+"""Who takes them: the spec says what the optimizer does, also where it concerns the step."""
 
 # What other libraries call these arguments, where the spelling is too far for a guess.
 _ALSO_KNOWN_AS = {
@@ -107,8 +109,11 @@ def with_float_arguments(optimizer: Any) -> Any:
         >>> with_float_arguments(sgd(1, momentum=0)).arguments
         {'learning_rate': 1.0, 'momentum': 0.0}
     """
-    entry = NAMED.get(getattr(optimizer, "name", None) or "")
-    if not isinstance(optimizer, GradientTransformation) or entry is None:
+    if not isinstance(optimizer, GradientTransformation):
+        return optimizer
+    entry = NAMED.get(optimizer.name or "")
+    # Someone's own may have the name of one of ours.
+    if entry is None or entry.factory is not optimizer.factory:
         return optimizer
     numbers = {"learning_rate", "weight_decay", *adjustable(entry)}
     given = dict(optimizer.arguments)

@@ -37,7 +37,7 @@ __all__ = ["BatchStatistics", "add_batch", "no_batches"]
 
 
 class BatchStatistics(NamedTuple):
-    """What the batches so far have.
+    """The statistics of the rows of all batches so far.
 
     Attributes:
         batches: int32 scalar, the number of batches.

@@ -115,11 +115,14 @@ class PolicyCasts(Casts):
         parameters: the policy of every parameter, by path.
         regions: the modules that may compute in another dtype than those around them, by path.
         modules: all modules that were seen.
+        watched: whether someone looks on: methods under `nn.jit` are then run once more, also
+            where an earlier run with the same settings has left a program.
     """
 
     parameters: Mapping[Path, Policy]
     regions: Mapping[Path, Region]
     modules: Mapping[Path, SeenModule]
+    watched: bool = False
 
     @property
     def around(self) -> Region:
@@ -191,7 +194,8 @@ class PolicyCasts(Casts):
         Args:
             rngs: the random streams of the call.
         """
-        return intercepted_under_jit(_Call(self).intercept, rngs, self._settings)
+        settings = None if self.watched else self._settings
+        return intercepted_under_jit(_Call(self).intercept, rngs, settings)
 
 
 class _Call:
@@ -219,12 +223,8 @@ class _Call:
 
 
 def _is_entered(call: MethodCall) -> bool:
-    """Whether a method of a module is called: no setup, and no function lifted on the module.
-
-    `nn.scan(function)(module, ...)` runs the function as if it were the module's; the module's
-    own methods are called within.
-    """
-    return call.method != "setup" and hasattr(type(call.module), call.method)
+    """Whether a method of a module is called: no setup, and no function lifted on it."""
+    return call.method != "setup" and call.is_own_method
 
 
 def _same_carry(call: MethodCall, result: Any) -> Any:

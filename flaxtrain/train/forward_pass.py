@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from flaxtrain import tree
 from flaxtrain.train.contract import LossOutput, call_loss
 from flaxtrain.train.frozen_calls import AS_THEY_COME, Calls
 from flaxtrain.train.recipe import Recipe
@@ -32,7 +31,7 @@ def forward(
         trainable: the trained parameters, beside the frozen ones; default those of the state.
         key: from which random streams are derived; default that of the step.
         train: whether this is training.
-        calls: what becomes of the calls of frozen modules.
+        calls: what becomes of the calls of modules, such as frozen ones.
 
     Returns:
         What the loss function has returned, and the collections after it.
@@ -40,7 +39,7 @@ def forward(
     params = state.params
     if trainable is not None:
         _, frozen = state.split_params()
-        params = tree.graft(trainable, frozen) if frozen else trainable
+        params = state.joined(trainable, frozen)
     model = recipe.bind(state, params, train=train, key=key, mask=rows.real, weight=rows.weight)
     model.frozen_calls = calls
     return call_loss(recipe.loss_fn, model, rows.batch), model.collections

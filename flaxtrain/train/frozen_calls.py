@@ -129,7 +129,7 @@ class FrozenFeatures:
 
 
 class Calls:
-    """What becomes of the calls of frozen modules. Here: they run, and nobody watches."""
+    """What becomes of the calls of modules. Here: they run, and nobody watches."""
 
     def applied(
         self, frozen: FrozenModules, rngs: Mapping[str, Key]
@@ -144,7 +144,7 @@ class Calls:
 
 
 AS_THEY_COME = Calls()
-"""The frozen modules run, at no further cost."""
+"""All modules run, at no further cost."""
 
 
 class _Intercepted(Calls, ABC):

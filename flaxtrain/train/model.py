@@ -80,7 +80,7 @@ class BoundModel:
         collections: the mutable collections after the calls so far.
         sown: what the module sowed in the last call, by collection: auxiliary losses and the
             like.
-        frozen_calls: what becomes of the calls of frozen modules.
+        frozen_calls: what becomes of the calls of modules, such as frozen ones.
     """
 
     def __init__(

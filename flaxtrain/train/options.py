@@ -8,13 +8,9 @@ from flaxtrain.checks import answering_class
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.params import selector
 from flaxtrain.precision import UNSCALED, DynamicScale, LossScale, NoScale, Policy, Precision
-from flaxtrain.spec.validate import ARGUMENTS
+from flaxtrain.spec.validate import SPEC_ARGUMENTS
 
 __all__ = ["StepOptions"]
-
-
-SPEC_ARGUMENTS = {name: f"OptSpec({name}=...)" for name in ARGUMENTS}
-"""What the optimizer does is said in its spec, also where it concerns the step."""
 
 
 @answering_class(**SPEC_ARGUMENTS)

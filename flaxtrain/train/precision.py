@@ -31,7 +31,7 @@ def casts_of(
     precision: Precision,
     facts: Facts,
     run: Callable[[Mapping[str, Key]], Any],
-    adapters: DTypeLike | None = None,
+    adapter_dtype: DTypeLike | None = None,
 ) -> Casts:
     """Finds out what a policy means for a model, by abstract evaluation.
 
@@ -39,8 +39,8 @@ def casts_of(
         precision: the policy.
         facts: the table of parameters.
         run: runs the model with further random streams.
-        adapters: the dtype in which adapters are stored, unless an override says otherwise;
-            None for that of the policy.
+        adapter_dtype: in which adapters are stored, unless an override says otherwise; None for
+            that of the policy.
 
     Returns:
         `Casts`, which does nothing, for the default policy.
@@ -65,7 +65,7 @@ def casts_of(
     if precision.is_full:
         return Casts(precision)
     _check_dtypes(precision)
-    lora = Policy(param=adapters).over(precision.main)
+    lora = Policy(param=adapter_dtype).over(precision.main)
     parameters = {f.path: lora if f.role == LORA else precision.main for f in facts.params}
     partly: dict[Path, Policy] = {}
     for choice, policy in precision.rules:
@@ -131,10 +131,8 @@ def _seen(run: Callable[[Mapping[str, Key]], Any]) -> dict[Path, SeenModule]:
         seen = SeenModule(
             type(call.module).__name__, None if dtype is None else jnp.dtype(dtype), has_dtype
         )
-        # Others are functions of flax, which asks a lifted module for its scopes, at the root.
-        is_method = hasattr(type(call.module), call.method)
         # Of modules that share a scope, one with a dtype counts.
-        if is_method and (call.path not in found or has_dtype):
+        if call.is_own_method and (call.path not in found or has_dtype):
             found[call.path] = seen
         return call.run()
 

@@ -18,9 +18,10 @@ from flaxtrain.spec import (
     assign,
     check_carries,
 )
+from flaxtrain.spec.validate import SPEC_ARGUMENTS
 from flaxtrain.train.contract import LossFn
 from flaxtrain.train.model import call_arguments
-from flaxtrain.train.options import SPEC_ARGUMENTS, StepOptions
+from flaxtrain.train.options import StepOptions
 from flaxtrain.train.precision import casts_of
 from flaxtrain.train.probe import Probe
 from flaxtrain.train.recipe import Recipe, of_phase

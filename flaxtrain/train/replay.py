@@ -86,7 +86,7 @@ def place_in_stack(layer: tuple[int, ...], layers: tuple[int, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _Site:
     """A call of a module, as it is seen while it is traced, if it is.
 
     `ranks` are those of its arguments and results: what arrays have beyond them at run time are
@@ -108,7 +108,7 @@ class _Call:
 class _Event:
     """The end of one call, with concrete values; under `jax.vmap` one for each lane."""
 
-    call: _Call
+    site: _Site
     lane: tuple[int, ...]
     lanes: tuple[int, ...]
     given_nan: bool
@@ -176,58 +176,59 @@ class ModuleCalls:
     def breaks(self, facts: Facts | None = None) -> tuple[BadModule, ...]:
         """Returns where values stop being finite, in the order of execution.
 
-        A module around one that was named is left out. Where in a named one, or in none, a
-        module makes NaN of infinite arguments, such as a mask, the first of these is the last.
+        A module around one that was named is left out. The list ends with the first module
+        that makes NaN of infinite arguments, such as a mask, if there is one. It is looked for
+        inside the named modules; everywhere, where none is named.
 
         Args:
             facts: the table of parameters, from which stacks are known.
         """
         found: dict[tuple[Path, str], BadModule] = {}
         for index, event in enumerate(self._events):
-            around = any(path[: len(event.call.path)] == event.call.path for path, _ in found)
+            around = any(path[: len(event.site.path)] == event.site.path for path, _ in found)
             if event.breaks and not around:
-                found[event.call.key] = self._described(index, facts)
+                found[event.site.key] = self._described(index, facts)
         named = [path for path, _ in found] or [()]
         for index, event in enumerate(self._events):
-            inside = any(event.call.path[: len(path)] == path for path in named)
-            if event.makes_nan and inside and event.call.key not in found:
+            inside = any(event.site.path[: len(path)] == path for path in named)
+            if event.makes_nan and inside and event.site.key not in found:
                 return (*found.values(), self._described(index, facts))
         return tuple(found.values())
 
     def _described(self, index: int, facts: Facts | None) -> BadModule:
         event = self._events[index]
-        call = event.call
+        site = event.site
         kinds = [kind for kind, there in _kinds(event) if there]
-        same = [e for e in self._events if (e.call.key, e.lane) == (call.key, event.lane)]
+        same = [e for e in self._events if (e.site.key, e.lane) == (site.key, event.lane)]
         number = next(i for i, other in enumerate(same) if other is event)
         return BadModule(
-            name=path_name(call.path),
-            class_name=call.class_name,
-            method=call.method,
+            name=path_name(site.path),
+            class_name=site.class_name,
+            method=site.method,
             values=" and ".join(kinds),
-            dtype=call.dtype,
+            dtype=site.dtype,
             call=number,
             calls=len(same),
             finite_arguments=not event.given_inf,
-            **_layer(event, number, len(same), _stack(call.path, facts)),
+            **_layer(event, number, len(same), _stack(site.path, facts)),
         )
 
-    def _intercept(self, method: MethodCall) -> Any:
+    def _intercept(self, call: MethodCall) -> Any:
         if self.clock() > self._until:
             raise _OutOfTimeError
-        result = method.run()
+        result = call.run()
         arrays = _inexact(result)
         if not arrays:
             return result
-        given = _inexact((method.args, method.kwargs))
-        call = _Call(
-            method.path,
-            type(method.module).__name__,
-            method.method,
+        given = _inexact((call.args, call.kwargs))
+        site = _Site(
+            call.path,
+            type(call.module).__name__,
+            call.method,
             ", ".join(sorted({array.dtype.name for array in arrays})),
             ([array.ndim for array in given], [array.ndim for array in arrays]),
         )
-        note = partial(self._note, call)
+        note = partial(self._note, site)
         if any(isinstance(array, Tracer) for array in (*arrays, *given)):
             # Not `jax.debug.callback`: Flax's scan traces its body once more to see that what
             # is broadcast depends on nothing in it, and takes any effect for such a thing. A
@@ -237,14 +238,14 @@ class ModuleCalls:
             note(given, arrays)
         return result
 
-    def _note(self, call: _Call, given: list[Any], result: list[Any]) -> np.ndarray:
+    def _note(self, site: _Site, given: list[Any], result: list[Any]) -> np.ndarray:
         # By numpy: jax would compile each test for each shape.
-        pairs = list(zip(call.ranks, (given, result), strict=True))
+        pairs = list(zip(site.ranks, (given, result), strict=True))
         tests = [_any(test, *pair) for pair in pairs for test in (np.isnan, np.isinf)]
         tests = np.broadcast_arrays(*tests)
         lanes = tests[0].shape
         self._events += [
-            _Event(call, lane, lanes, *(bool(test[lane]) for test in tests))
+            _Event(site, lane, lanes, *(bool(test[lane]) for test in tests))
             for lane in np.ndindex(lanes)
         ]
         return np.ones(lanes, np.bool_)
@@ -289,7 +290,7 @@ def _layer(event: _Event, number: int, calls: int, stack: ParamFact | None) -> d
 
     Layers of a scan follow one another, those of a vmap are lanes.
     """
-    if stack is None:
+    if stack is None or not stack.lifted_axes:
         return {}
     scanned = [axis for axis in stack.scan_axes if axis in stack.lifted_axes]
     others = [axis for axis in stack.lifted_axes if axis not in scanned]
@@ -297,7 +298,7 @@ def _layer(event: _Event, number: int, calls: int, stack: ParamFact | None) -> d
     lengths = tuple(shape[axis] for axis in scanned)
     size = math.prod(lengths)
     known = event.lanes[: len(others)] == tuple(shape[axis] for axis in others)
-    if not known or size * len(others + scanned) == 0 or calls % size:
+    if not known or size == 0 or calls % size:
         return {}
     turn = np.unravel_index(number // (calls // size), lengths) if lengths else ()
     places = dict(zip(others, event.lane, strict=False))

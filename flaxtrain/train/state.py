@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from flaxtrain.errors import ArgumentTypeError
+from flaxtrain.checks import check_instance
 from flaxtrain.optim import apply_updates, with_extra_args
 from flaxtrain.precision import NEAREST, UNSCALED, LossScale, Rounding
 from flaxtrain.spec import applied_learning_rates
@@ -222,7 +222,10 @@ class TrainState(struct.PyTreeNode):
         return self.joined(self.rounding.exact(trainable, self.rounding_carry), frozen)
 
     def resumable(self) -> TrainState:
-        """Returns the state for the next run: after a halt without latch, and counting anew."""
+        """Returns the state with which the next run begins.
+
+        After a halt it accepts steps again, and the streak of rejected batches begins at 0.
+        """
         skips = jnp.where(self.counters.halted > 0, 0, self.counters.consecutive_skipped)
         counters = self.counters.replace(halted=_zero(), consecutive_skipped=skips)
         return self.replace(counters=counters)
@@ -280,11 +283,7 @@ def eval_params(state: TrainState) -> Params:
 
 
 def _evaluated(state: TrainState, where: str) -> TrainState:
-    if not isinstance(state, TrainState):
-        raise ArgumentTypeError(
-            f"state is a {type(state).__name__}, not a TrainState",
-            where=where,
-            fix="pass the whole training state, such as trainer.state after a fit",
-        )
+    fix = "pass the whole training state, such as trainer.state after a fit"
+    check_instance("state", state, TrainState, where=where, fix=fix, show=False)
     params, collections = state.ema.weights(state.params, state.collections)
     return state.replace(params=params, collections=collections)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flaxtrain.checks import answering
 from flaxtrain.data.inputs import model_inputs
 from flaxtrain.metrics.monoid import empty_like
-from flaxtrain.train.calls import check_call, check_norms
+from flaxtrain.train.arguments import check_call, check_norms
 from flaxtrain.train.forward_pass import forward
 from flaxtrain.train.gradient import gradient, loss_function
 from flaxtrain.train.keys import step_key

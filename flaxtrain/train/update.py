@@ -3,14 +3,15 @@
 reject   keep everything
 keep     add to the batches of this update
 emit     with the last one clip, precondition, decay, learning rate, apply, average
-measure  emit, and form norms and rates of the update: where only log points have them
-One conditional. Norms are formed where the state changes, so that an update is made once. They
+Where only log points have norms and rates, `emit` is there twice, with them and without. One
+conditional. Norms are formed where the state changes, so that an update is made once. They
 are formed before the new parameters are written, which then take the place of the old ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -102,21 +103,21 @@ class Change:
             old, sums = self._added(operands)
             return old.replace(accumulated=sums), _zero(), vector
 
-        def emit(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
+        def emit(
+            operands: tuple[TrainState, Found], *, measured: bool
+        ) -> tuple[TrainState, Array, Array]:
             made = self._updated(operands)
-            return made.new.averaged(), jnp.asarray(made.grad_norm, jnp.float32), vector
-
-        def measure(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
-            made = self._updated(operands)
-            new, values = self._measured(made)
+            new, values = self._measured(made) if measured else (made.new, vector)
             return new.averaged(), jnp.asarray(made.grad_norm, jnp.float32), values
 
+        plain, measuring = (partial(emit, measured=measured) for measured in (False, True))
         branches = [reject, *([] if self._accumulation.every_batch else [keep])]
         last = len(branches)
         if isinstance(norms, bool):
-            branches += [measure if norms else emit]
+            branches += [measuring if norms else plain]
         else:
-            branches, last = [*branches, emit, measure], last + norms.astype(jnp.int32)
+            branches += [plain, measuring]
+            last += norms.astype(jnp.int32)
         index = jnp.where(decided.accept, jnp.where(self._emits, last, 1), 0)
         state, norm, vector = jax.lax.switch(index, branches, (self._state, found))
         values = self._names.unflatten(list(vector))

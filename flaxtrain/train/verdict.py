@@ -125,6 +125,8 @@ def counters_after(
     most = jnp.iinfo(jnp.int32).max
     seen = jnp.where(found.accept, examples, 0)
     return Counters(
+        # No halted step is accepted; the left side is there for `accepted()`, with which the
+        # compiler makes + 1 of the sum.
         batches=counters.batches + (found.accept | (counters.halted == 0)),
         examples=jnp.where(counters.examples > most - seen, most, counters.examples + seen),
         skipped=counters.skipped + found.bad,

@@ -71,6 +71,11 @@ def test_paths_are_absolute_and_without_dots(tmp_path, monkeypatch):
     assert check_path("a/../b") == tmp_path.resolve() / "b"
 
 
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_path("~/run") == tmp_path.resolve() / "run"
+
+
 class TestCleanUp:
     def test_unfinished_saves_go_and_everything_else_stays(self, tmp_path):
         for name in ("5", ".6.partial-0a1b", ".git", "notes", ".x.partial"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +97,10 @@ def test_a_damaged_file_is_refused_and_never_read_as_another_batch(tmp_path: Pat
         # Some bits, such as those of the time, mean nothing.
         read += 1
         assert [leaf.tobytes() for leaf in jax.tree.leaves(found)] == before
-    assert read < 30
+    # Of a changed array the checksum is another: only what lies between the arrays is not seen.
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        arrays = sum(entry.compress_size for entry in archive.infolist())
+    assert read < 60 * (1 - arrays / len(whole))
 
 
 def test_a_file_that_lacks_something_says_what(tmp_path: Path) -> None:

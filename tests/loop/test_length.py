@@ -36,7 +36,7 @@ def test_only_where_a_batch_is_no_update_steps_have_to_be_explained() -> None:
     assert epochs_and_notes(None, 2, FOUR) == (2, [])
     epochs, (note,) = epochs_and_notes(10, None, FOUR)
     assert epochs is None
-    assert note.startswith("steps=10 counts batches; they make 2 updates")
+    assert note.startswith("steps=10 counts batches; they make at most 2 updates")
     epochs, (note,) = epochs_and_notes(None, None, FOUR)
     assert epochs == 1 and note.endswith("one epoch")
 
@@ -54,7 +54,7 @@ def test_steps_and_periods_of_fit_count_batches_and_the_spec_counts_updates(
     )
     arguments: dict[str, Any] = {"steps": 12, "batch_size": 8}
     result = trainer.fit(DATA, eval_ds=DATA, eval_every=4, **arguments)
-    assert "steps=12 counts batches; they make 6 updates" in capsys.readouterr().out
+    assert "steps=12 counts batches; they make at most 6 updates" in capsys.readouterr().out
     assert (int(result.state.step), int(result.state.counters.batches)) == (6, 12)
     # Every 4 batches and every epoch of 6 batches; both are labelled with updates.
     assert [row["step"] for row in result.history.val] == [2, 4, 6]

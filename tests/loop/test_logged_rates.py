@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import flaxtrain as ft
 from tests.models import MLP
 
+Points = list[tuple[int, float]]
+
 UPDATES = 12
 SCHEDULE = ft.schedules.warmup_cosine_decay_schedule(0.0, 0.1, 3, UPDATES)
 
@@ -26,21 +28,15 @@ def data(batches: int, bad: tuple[int, ...] = ()) -> list[dict[str, np.ndarray]]
     ]
 
 
-def steps_of(workdir: Path, run: str) -> dict[str, list[int]]:
-    """Returns the steps of the points on each curve."""
+def curves(workdir: Path, run: str) -> dict[str, Points]:
+    """Returns the points of each curve, step and value, as they are in the files."""
     files = EventAccumulator(str(workdir / run))
     files.Reload()
     tags = files.Tags()["scalars"]
-    return {tag: [event.step for event in files.Scalars(tag)] for tag in tags}
+    return {tag: [(event.step, event.value) for event in files.Scalars(tag)] for tag in tags}
 
 
-def logged(workdir: Path) -> dict[int, float]:
-    files = EventAccumulator(str(workdir / "train"))
-    files.Reload()
-    return {event.step: event.value for event in files.Scalars("learning_rate")}
-
-
-def fit(workdir: Path, batches: Any, *lengths: int, **arguments: Any) -> dict[int, float]:
+def fit(workdir: Path, batches: Any, *lengths: int, **arguments: Any) -> Points:
     """Trains up to each length with a trainer of its own; returns the logged rates by step."""
     spec = ft.OptSpec("adamw", SCHEDULE, nonfinite="skip", **arguments)
     for length in lengths:
@@ -48,12 +44,12 @@ def fit(workdir: Path, batches: Any, *lengths: int, **arguments: Any) -> dict[in
         trainer.fit(batches, steps=length)
         assert trainer.state is not None
     assert int(trainer.state.step) == UPDATES
-    return logged(workdir)
+    return curves(workdir, "train")["learning_rate"]
 
 
-def assert_of_the_spec(rates: dict[int, float], steps: list[int]) -> None:
-    assert list(rates) == steps
-    for step, rate in rates.items():
+def assert_of_the_spec(rates: Points, steps: list[int]) -> None:
+    assert [step for step, _ in rates] == steps
+    for step, rate in rates:
         assert rate == pytest.approx(float(SCHEDULE(step - 1)), rel=1e-6)  # float32
 
 
@@ -84,7 +80,10 @@ def test_every_step_has_one_point_on_each_curve(tmp_path: Path) -> None:
         trainer = ft.Trainer(MLP(), spec, workdir=tmp_path, log_every=2, verbose=False)
         trainer.fit(batches, steps=length, eval_ds=batches[:1], eval_every=2)
     # 13 batches are accepted, and make four updates.
-    train, val = steps_of(tmp_path, "train"), steps_of(tmp_path, "val")
+    train, val = (
+        {tag: [step for step, _ in points] for tag, points in curves(tmp_path, run).items()}
+        for run in ("train", "val")
+    )
     assert train["loss"] == train["learning_rate"] == train["grad_norm"] == [1, 2, 3, 4]
     assert val["loss"] == [0, 1, 2, 3, 4]
     for steps in (*train.values(), *val.values()):

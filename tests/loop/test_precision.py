@@ -242,6 +242,16 @@ def test_the_plan_says_what_becomes_of_a_dtype_that_is_made_from_another_one() -
     assert len(plan.warnings) == 1 and plan.warnings[0].startswith(told)
 
 
+UnlessJitted = nn.jit(Unless)
+"""`nn.jit` answers from what was traced before."""
+
+
+def test_the_plan_says_the_same_each_time() -> None:
+    plans = [trainer("bf16", UnlessJitted()).plan(data()) for _ in range(3)]
+    for plan in plans:
+        assert plan.dtypes.own == {"bfloat16": ("Dense",), "float32": ("LayerNorm",)}
+
+
 # What is refused.
 
 

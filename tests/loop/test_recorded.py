@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import flaxtrain as ft
+from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.recorded import Change, Recorded
 
 
@@ -31,7 +32,7 @@ def no_norm(fact: Any) -> bool:
 
 def after_json(value: Any) -> Recorded:
     meta = json.loads(json.dumps({"it": Recorded.of(value).as_meta()}, allow_nan=False))
-    return Recorded.read(meta, "it", default=None)
+    return Recorded.read(meta, "it", default=None, where="step 3")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def after_json(value: Any) -> Recorded:
         lambda: ft.LoRA("**/kernel", rank=2, alpha=4, dtype="bfloat16"),
         lambda: ft.LoRA(lambda fact: True, rank=2),
         lambda: Own(jnp.float32(3.0)),
+        lambda: {"kind": 1, 2: {"a": ft.Ema(0.9)}, "state": jnp.ones(2)},
         Plain,
     ],
 )
@@ -69,6 +71,9 @@ def test_what_was_stored_is_the_same_as_what_is_made_anew(make: Any) -> None:
         (ft.LoRA("**/kernel", rank=2), ft.LoRA("**/kernel", rank=3), False),
         (Own(jnp.float32(3.0)), Own(jnp.float32(3.0), step=4.0), False),
         (Plain(), Own(jnp.float32(3.0)), True),
+        ({"rate": 0.1}, {"rate": 0.2}, False),
+        ({"rate": 0.1}, {"other": 0.1}, False),
+        ({"kind": "Ema"}, ft.Ema(0.9), True),
     ],
 )
 def test_what_differs_is_told(before: Any, now: Any, other_kind: bool) -> None:
@@ -82,4 +87,14 @@ def test_numbers_in_the_state_are_no_difference() -> None:
 
 
 def test_what_a_checkpoint_does_not_say_is_the_default() -> None:
-    assert Recorded.read({}, "ema", default=None) == Recorded.of(None)
+    assert Recorded.read({}, "ema", default=None, where="step 3") == Recorded.of(None)
+
+
+@pytest.mark.parametrize(
+    "said", [None, "Ema(0.9)", 2, {"data": 1}, {"kind": "Ema", "text": ""}]
+)
+def test_what_an_earlier_version_has_said_in_another_form_is_refused(said: Any) -> None:
+    with pytest.raises(CheckpointError, match="what the checkpoint says of ema") as caught:
+        Recorded.read({"ema": said}, "ema", default=None, where="step 3")
+    assert caught.value.where == "step 3"
+    assert caught.value.fix == "use another workdir, or an empty one"

@@ -42,9 +42,9 @@ def test_only_interceptors_of_the_same_text_share_programs() -> None:
         traces.append(call.method)
         return call.run()
 
-    def run(same: str | None) -> int:
+    def run(key_text: str | None) -> int:
         before = len(traces)
-        with intercepted_under_jit(note, RNGS, same) as streams:
+        with intercepted_under_jit(note, RNGS, key_text) as streams:
             Jitted().init({**RNGS, **streams}, ROW)
         return len(traces) - before
 

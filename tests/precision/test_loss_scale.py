@@ -69,7 +69,7 @@ def test_python_and_numpy_numbers_are_scaled_like_arrays(scale: Any) -> None:
 
 
 def test_a_dynamic_scale_is_not_made_of_tracers() -> None:
-    for name in ("init", "min", "max"):
+    for name in ("init", "min", "max", "factor", "growth_interval"):
         with pytest.raises(ArgumentTypeError, match=f"{name} is not known while tracing"):
             jax.jit(lambda value, n=name: DynamicScale(**{n: value}).value)(1.0)
 
@@ -155,9 +155,9 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
     (lambda: DynamicScale(min=0.0), ArgumentError, "min=0.0 is out of range"),
     (lambda: DynamicScale(max=-1.0), ArgumentError, "max=-1.0 is out of range"),
     (lambda: DynamicScale(init=0.5), ArgumentError, "init=0.5 is not between min=1 and max"),
-    (lambda: DynamicScale(max=1e39), ArgumentError, r"max=1e\+39 is no float32"),
-    (lambda: DynamicScale(min=1e-39), ArgumentError, "min=1e-39 is no float32"),
-    (lambda: FixedScale(1e39), ArgumentError, r"value=1e\+39 is no float32"),
+    (lambda: DynamicScale(max=1e39), ArgumentError, r"max=1e\+39 is no normal float32 number"),
+    (lambda: DynamicScale(min=1e-39), ArgumentError, "min=1e-39 is no normal float32 number"),
+    (lambda: FixedScale(1e39), ArgumentError, r"value=1e\+39 is no normal float32 number"),
     (lambda: DynamicScale(growth_interval=2**31), ArgumentError, "2147483648 is no int32"),
 ]
 

@@ -282,3 +282,7 @@ def test_the_error_of_a_selector_says_which_entry_it_is() -> None:
     with pytest.raises(ParameterError) as caught:
         multipliers(decay, facts_of_example("MLP"))
     assert caught.value.where == "LayerDecay(layer_of={'Dense_7': ...})"
+
+
+def test_of_two_layers_for_one_selector_the_first_counts() -> None:
+    assert LayerDecay(0.5, layer_of=[("a/**", 0), ("a/**", 3)]).layer_of == {"a/**": 0}

@@ -153,3 +153,17 @@ def test_any_function_of_the_count_is_a_learning_rate() -> None:
     spec = OptSpec("sgd", lambda count: 0.1 / (1 + count))
     assert callable(spec.learning_rate)
     assert spec == spec.replace()
+
+
+def test_an_object_of_ones_own_keeps_what_it_is_whatever_its_name() -> None:
+    @optim.named
+    def lion(learning_rate: float, boost: int = 1) -> optim.GradientTransformation:
+        return optim.scale(-learning_rate * boost)
+
+    spec = OptSpec(lion(2, boost=3))
+    update, _ = spec.optimizer.update(
+        {"w": jnp.ones(2)}, spec.optimizer.init({"w": jnp.ones(2)})
+    )
+    assert update["w"][0] == -6.0
+    assert lion(2.0) != optim.lion(2.0) and lion(2.0) == lion(2.0)
+    assert OptSpec(optim.lion(1)) == OptSpec(optim.lion(1.0))

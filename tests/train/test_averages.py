@@ -128,7 +128,9 @@ def test_with_the_period_of_a_cyclic_rate_the_ends_of_the_cycles_are_averaged() 
         params = {"w": rates(step - 1)}  # the rate of this update, in place of the weights
         average, _ = average.update(params, {}, jnp.int32(step))
     lowest = np.min([np.asarray(rates(count)) for count in range(20)])
-    assert int(average.count) == 3 and float(average.params["w"]) == pytest.approx(lowest)
+    # A mean of three equal numbers, each with a few roundings of a rate of 1.
+    found = float(average.params["w"])
+    assert int(average.count) == 3 and found == pytest.approx(lowest, rel=0, abs=FLOAT32_BAR)
 
 
 @pytest.mark.parametrize(("period", "alpha"), [(6, 0.5), (5, 0.8), (1, 0.3), (7, 1.0)])

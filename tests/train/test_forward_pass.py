@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import freeze
 
 import flaxtrain as ft
 from flaxtrain.train import Rows, forward
@@ -33,6 +34,17 @@ def test_trained_parameters_stand_beside_the_frozen_ones() -> None:
     assert found.loss.compute() == expected.loss.compute() > 0
     mean = collections["batch_stats"]["layers_1"]["mean"]
     assert jnp.any(mean != state.collections["batch_stats"]["layers_1"]["mean"])
+
+
+def test_frozen_dicts_stay_what_they_are() -> None:
+    recipe = ft.make_recipe(nn.Sequential([nn.Dense(3), nn.Dense(2)]), SPEC, BATCH, loss=total)
+    state, rows = recipe.init(), Rows.of(BATCH, None)
+    expected, _ = forward(recipe, state, rows)
+    state = state.replace(params=freeze(state.params))
+    trained, frozen = state.split_params()
+    assert type(state.joined(trained, frozen)) is type(state.params)
+    found, _ = forward(recipe, state, rows, trainable=trained)
+    assert found.loss.compute() == expected.loss.compute()
 
 
 class Drops(nn.Module):

@@ -21,7 +21,7 @@ from flaxtrain.loop.debug.check_report import CheckReport, Observation
 from flaxtrain.loop.debug.check_rows import evaluations, rows_in_training
 from flaxtrain.loop.debug.check_subject import Examined, Gradients
 from flaxtrain.loop.debug.few_batches import sample_of
-from flaxtrain.loop.debug.twin import check_lasting, recipe_of, twin_of
+from flaxtrain.loop.debug.twin import check_lasting, recipe_of
 from flaxtrain.loop.resume import begin
 from flaxtrain.loop.streams import training_stream
 from flaxtrain.params import ParamFact
@@ -59,7 +59,7 @@ def examine(trainer: Trainer, ds: Any, batch_size: int | None) -> CheckReport:
     length = stream.batches_per_epoch
     count = trainer.spec.accumulation.count
     horizon = Horizon(max(length or 1, count), length, stream.rows, count)
-    recipe = recipe_of(twin_of(trainer), stream, horizon)
+    recipe = recipe_of(trainer, stream, horizon)
     batch = sample_of(stream, recipe.spec.accumulation.microbatches)
     state = begin(recipe, stream, trainer.seed, None, trainer.init_from).state
     examined = Examined(recipe, state, batch)

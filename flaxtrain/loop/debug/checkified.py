@@ -15,7 +15,8 @@ import jax
 from jax.experimental import checkify
 
 from flaxtrain.errors import DebugError
-from flaxtrain.loop.debug.twin import FitCall, say, twin_of
+from flaxtrain.loop.arguments import FitCall
+from flaxtrain.loop.debug.twin import say, twin_of
 from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.window import TrainProgram

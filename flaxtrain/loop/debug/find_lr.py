@@ -26,7 +26,7 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError
 from flaxtrain.loop.courses import course_of
 from flaxtrain.loop.debug.lr_curve import LearningRateCurve, suggested
-from flaxtrain.loop.debug.twin import check_lasting, recipe_of, twin_of
+from flaxtrain.loop.debug.twin import check_lasting, recipe_of
 from flaxtrain.loop.evaluation import checked
 from flaxtrain.loop.padding import checked_mask
 from flaxtrain.loop.resume import begin
@@ -90,8 +90,7 @@ def find_learning_rate(
     growth = float(highest) / float(lowest)
     first = 0 if fitted is None else fitted.phase.start
     sweep = exponential_decay(float(lowest), steps - 1, growth, transition_begin=first)
-    twin = twin_of(trainer, spec=swept(spec, sweep, horizon))
-    recipe = recipe_of(twin, stream, horizon).at(first)
+    recipe = recipe_of(trainer, stream, horizon, spec=swept(spec, sweep, horizon)).at(first)
     if trainer.state is None:
         state = begin(recipe, stream, trainer.seed, None, trainer.init_from).state
     else:
@@ -212,7 +211,7 @@ def _sweep(recipe: Recipe, state: TrainState, stream: Stream, found: _Losses) ->
 
     step = compiled(one, donate=(0,))
     in_flight: deque[Any] = deque()
-    answered = 0
+    idle_batches = 0
     for batch in prefetch(_endless(recipe, stream), place):
         state, told = step(state, batch.data, checked_mask(recipe, stream, batch))
         in_flight.append(told)
@@ -221,8 +220,8 @@ def _sweep(recipe: Recipe, state: TrainState, stream: Stream, found: _Losses) ->
         loss, ends, rejected, overflow = jax.device_get(in_flight.popleft())
         # A lower scale is the answer to an overflow, and a batch without weight asks nothing.
         idle = bool(overflow) or not (rejected or np.isfinite(loss))
-        answered += idle
-        if idle and answered <= _IDLE:
+        idle_batches += idle
+        if idle and idle_batches <= _IDLE:
             continue
         stopped = found.add(float("nan") if rejected else float(loss), ends=bool(ends))
         if stopped is not None:

@@ -120,7 +120,7 @@ class LearningRateCurve:
                 where="plot",
                 fix="pass a string or a pathlib.Path",
             )
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.suffix != ".svg":
             raise ArgumentError(
                 f"path={str(path)!r} does not end in .svg",

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from flaxtrain.checks import check_choice
+from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.debug.checkified import checkified
 from flaxtrain.loop.debug.overfit import overfit
 from flaxtrain.loop.debug.smoke import smoke
-from flaxtrain.loop.debug.twin import FitCall, check_lasting
+from flaxtrain.loop.debug.twin import check_lasting
 from flaxtrain.loop.result import FitResult
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import jax
 
 from flaxtrain.data import batches
 from flaxtrain.errors import DebugError
+from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.debug.few_batches import sample_of
-from flaxtrain.loop.debug.twin import FitCall, say, twin_of
+from flaxtrain.loop.debug.twin import say, twin_of
 from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.length import check_length
 from flaxtrain.loop.result import FitResult
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LearntByHeart", "overfit"]
 
-STEPS = 200
-"""Updates that are made of the batch, where nobody says how many steps."""
+UPDATES = 200
+"""How many are made of the batch, where nobody says how many steps."""
 
 _NEAR_ZERO = 0.01
 """Of the loss of the first step: what counts as learnt."""
@@ -79,8 +80,8 @@ def overfit(trainer: Trainer, call: FitCall) -> FitResult:
 
     Args:
         trainer: the trainer, which stays as it is.
-        call: the arguments of `fit`; only `ds`, `batch_size` and `steps` (default 200) are
-            looked at.
+        call: the arguments of `fit`; only `ds`, `batch_size` and `steps` (default: as many
+            batches as make 200 updates) are looked at.
 
     Raises:
         DebugError: the loss does not get there; the message says how far it got, and what may
@@ -92,7 +93,7 @@ def overfit(trainer: Trainer, call: FitCall) -> FitResult:
     stream, _ = training_stream(call.ds, call.batch_size, silent.seed)
     data = sample_of(stream, silent.spec.accumulation.microbatches)
     rows = jax.tree.leaves(data)[0].shape[0]
-    steps = STEPS * silent.spec.accumulation.count if call.steps is None else call.steps
+    steps = UPDATES * silent.spec.accumulation.count if call.steps is None else call.steps
     result = silent.fit(batches(data, rows), steps=steps)
     assert silent.recipe is not None
     if not hook.learnt:

@@ -14,9 +14,10 @@ from flaxtrain.checkpoint import CHECKPOINTS, latest
 from flaxtrain.data import is_arrays
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import DebugError
+from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.debug.few_batches import few_batches
 from flaxtrain.loop.debug.scratch import scratch
-from flaxtrain.loop.debug.twin import FitCall, recipe_of, say, twin_of
+from flaxtrain.loop.debug.twin import recipe_of, say, twin_of
 from flaxtrain.loop.length import horizon_of
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import begin
@@ -51,7 +52,7 @@ def smoke(trainer: Trainer, call: FitCall) -> FitResult:
     call.check()
     stream, _ = training_stream(call.ds, call.batch_size, trainer.seed)
     horizon = horizon_of(stream, call.steps, call.epochs, trainer.spec.accumulation)
-    whole = recipe_of(twin_of(trainer), stream, horizon)
+    whole = recipe_of(trainer, stream, horizon)
     recipe = hurried(whole, horizon)
     each = _TWO * recipe.spec.accumulation.count
     few, eval_ds = few_batches(stream), call.eval_ds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import DataError
-from flaxtrain.loop.hooks import check_period
-from flaxtrain.loop.length import check_length, check_repeats, used_up_by_one_pass
+from flaxtrain.loop.length import used_up_by_one_pass
 from flaxtrain.loop.programs import Programs
 from flaxtrain.monitor import ConsoleWriter
 from flaxtrain.train import Recipe
@@ -21,32 +20,7 @@ from flaxtrain.train import Recipe
 if TYPE_CHECKING:
     from flaxtrain.loop.trainer import Trainer
 
-__all__ = ["FitCall", "check_lasting", "recipe_of", "say", "twin_of"]
-
-
-class FitCall(NamedTuple):
-    """The arguments of a call of `fit`."""
-
-    ds: Any
-    steps: int | None = None
-    epochs: int | None = None
-    eval_ds: Any = None
-    eval_every: int | str | None = None
-    batch_size: int | None = None
-    cache_frozen: bool = False
-
-    def check(self) -> None:
-        """Refuses lengths and periods that are none, before anything is taken from the data.
-
-        Raises:
-            ArgumentError: a length or a period is out of range, or there are two lengths.
-            ArgumentTypeError: one has the wrong type.
-            DataError: there are to be several epochs of an iterator.
-        """
-        check_length(self.steps, self.epochs)
-        check_repeats(self.ds, self.epochs)
-        if self.eval_every is not None:
-            check_period(self.eval_every, where="fit(eval_every=...)")
+__all__ = ["check_lasting", "recipe_of", "say", "twin_of"]
 
 
 def twin_of(
@@ -76,9 +50,16 @@ def twin_of(
     return twin
 
 
-def recipe_of(twin: Trainer, stream: Stream, horizon: Horizon) -> Recipe:
-    """Returns what does not change in a run that a twin would make."""
-    return twin._build(stream, horizon)
+def recipe_of(trainer: Trainer, stream: Stream, horizon: Horizon, **attributes: Any) -> Recipe:
+    """Returns what does not change in a run that a twin would make; the trainer stays as it is.
+
+    Args:
+        trainer: what the twin is of.
+        stream: the training data.
+        horizon: the length of the run.
+        **attributes: attributes that differ from those of the original.
+    """
+    return twin_of(trainer, **attributes)._build(stream, horizon)
 
 
 def check_lasting(ds: Any, *, where: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from flaxtrain.checks import check_instance
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.state import TrainState
 
-# Nothing here is public: the step functions raise what this raises.
+# Nothing here is public: those who call it raise what this raises.
 __all__ = []
 
 
@@ -23,22 +26,17 @@ def check_call(recipe: Any, state: Any, batch: Any, *, where: str, mask: Any = N
         state: should be a `TrainState`.
         batch: should hold arrays.
         where: the step function.
-        mask: should be None, or have one entry per row.
+        mask: should be None, or have one bool per row.
 
     Raises:
         ArgumentTypeError: one of them is of another type.
-        ArgumentError: the mask has another shape.
+        ArgumentError: the mask has another shape or dtype.
     """
     for name, value, kind, fix in (
         ("recipe", recipe, Recipe, "pass what ft.make_recipe returned"),
         ("state", state, TrainState, "pass recipe.init(seed), or what train_step returned"),
     ):
-        if not isinstance(value, kind):
-            raise ArgumentTypeError(
-                f"{name} is a {type(value).__name__}, not a {kind.__name__}",
-                where=where,
-                fix=fix,
-            )
+        check_instance(name, value, kind, where=where, fix=fix, show=False)
     leaves = jax.tree.leaves(batch)
     if not leaves:
         raise ArgumentTypeError(
@@ -46,12 +44,37 @@ def check_call(recipe: Any, state: Any, batch: Any, *, where: str, mask: Any = N
             where=where,
             fix="pass a dict or tuple of arrays, one row per example",
         )
-    rows = np.shape(leaves[0])[:1]
-    if mask is not None and np.shape(mask) != rows:
+    if mask is not None:
+        check_mask(mask, np.shape(leaves[0])[:1], where=where)
+
+
+def check_mask(mask: Any, rows: tuple[int, ...], *, where: str) -> None:
+    """Refuses a mask of another batch, and one that is not of bools.
+
+    Args:
+        mask: should be bool, of the shape `rows`.
+        rows: the shape of one value per row, of as many as the batch has.
+        where: the function that was called.
+
+    Raises:
+        ArgumentError: it has another shape or dtype.
+    """
+    found = None
+    try:
+        given = mask if hasattr(mask, "dtype") else jnp.asarray(mask)
+    except (TypeError, ValueError):
+        found = f"mask is a {type(mask).__name__}, not an array of bools"
+    else:
+        if given.shape != rows:
+            found = f"mask has shape {given.shape}, not that of the rows of the batch, {rows}"
+        elif given.dtype != np.bool_:
+            found = f"mask is {given.dtype}, not bool"
+    if found is not None:
         raise ArgumentError(
-            f"mask has shape {np.shape(mask)}, not that of the rows of the batch, {rows}",
+            found,
             where=where,
-            fix="pass one bool per row, or None for a full batch",
+            fix=f"the batch has {math.prod(rows)} rows: pass a bool for each, False for "
+            "padding; or None for a full batch",
         )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import flaxtrain as ft
-from flaxtrain.errors import ArgumentTypeError
-from flaxtrain.train.calls import check_call, check_norms
+from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.train.arguments import check_call, check_mask, check_norms
 
 BATCH = {"x": np.ones((4, 3), np.float32), "target": np.ones((4, 1), np.float32)}
 
@@ -29,6 +29,15 @@ def test_norms_are_nothing_else(norms: Any) -> None:
         check_norms(norms)
 
 
+@pytest.mark.parametrize(
+    ("mask", "text"), [(np.ones(4), "mask is float64, not bool"), (np.ones(3, bool), "shape")]
+)
+def test_a_mask_has_a_bool_for_each_row(mask: Any, text: str) -> None:
+    check_mask([True] * 4, (4,), where="a test")
+    with pytest.raises(ArgumentError, match=text):
+        check_mask(mask, (4,), where="a test")
+
+
 def test_shapes_and_tracers_are_as_good_as_arrays() -> None:
     recipe = ft.make_recipe(nn.Dense(1), ft.OptSpec("sgd", 0.1), BATCH)
     state = jax.eval_shape(recipe.init)
@@ -39,4 +48,8 @@ def test_shapes_and_tracers_are_as_good_as_arrays() -> None:
 
     call(state, jax.eval_shape(lambda: BATCH), mask)
     jax.eval_shape(call, state, BATCH, mask)
+    jax.eval_shape(call, state, BATCH, [True] * 4)
     call(state, BATCH, None)
+    for wrong in (jax.ShapeDtypeStruct((3,), bool), jax.ShapeDtypeStruct((4, 1), bool)):
+        with pytest.raises(ArgumentError, match="mask has shape"):
+            jax.eval_shape(call, state, BATCH, wrong)
