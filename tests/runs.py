@@ -24,7 +24,8 @@ bit for bit; without it, optax itself compiles some parts and not others."""
 BITWISE_STACK = jax.__version_info__[:2] == (0, 10)
 """Whether equality of every bit is asserted: with the jax that `docs/parity.md` was measured
 with. Which products and sums are fused is the compiler's choice, and changes with it: with jax
-0.12.0 single leaves of two rows differ from optax's by roundings, and one more row is equal."""
+0.12.0 single leaves of two rows differ from optax's by roundings, and one more row is equal.
+Which products of 16 bits XLA has on a CPU differs likewise."""
 
 AS_IT_COMES: Any = {"xla_backend_optimization_level": 3} | (
     {"xla_cpu_use_fusion_emitters": True} if BITWISE_STACK else {}
