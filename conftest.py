@@ -68,6 +68,17 @@ if CHECKS_TYPES:
     install("flaxtrain")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuses the name of a test that holds an address: it differs from process to process.
+
+    The workers of pytest-xdist then refuse to start, by chance: where names are cut short the
+    addresses are equal in most runs.
+    """
+    for item in items:
+        if " at 0x" in item.name:
+            raise pytest.UsageError(f"{item.nodeid}: an address in its name; give it `ids`")
+
+
 def pytest_collection_finish() -> None:
     """Takes tests and modules, a million objects, out of what is searched for garbage."""
     gc.collect()

@@ -138,8 +138,12 @@ class Change:
         # No sum of norms is -1, which the compiler doesn't know; that of NaN is not -1 either.
         never = values["update_norm"] + values["param_norm"] == -1
         trained, frozen = new.split_params()
-        written = trained, new.rounding_carry
-        trained, carry = where(never, zeros_like(written), written)
+        trained, carry = jax.lax.platform_dependent(
+            never,
+            (trained, new.rounding_carry),
+            cpu=lambda never, written: where(never, zeros_like(written), written),
+            default=lambda never, written: written,
+        )
         new = new.replace(params=new.joined(trained, frozen), rounding_carry=carry)
         return new, jnp.stack(jax.tree.leaves(metrics))
 

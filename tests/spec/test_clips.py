@@ -146,7 +146,9 @@ KINDS: list[tuple[Clip, Callable[..., Any], float]] = [
 
 
 @pytest.mark.parametrize("model", ["GPT", "CNN"])
-@pytest.mark.parametrize(("clip", "oracle", "number"), KINDS, ids=lambda v: repr(v)[:24])
+@pytest.mark.parametrize(
+    ("clip", "oracle", "number"), KINDS, ids=[repr(clip) for clip, _, _ in KINDS]
+)
 def test_equals_the_float64_oracle(clip: Clip, oracle: Any, number: float, model: str) -> None:
     facts = facts_of(model)
     with jax.enable_x64(True):
