@@ -6,25 +6,24 @@ yet passes, everything else is judged at construction.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping
-from types import FunctionType
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, nearest, unknown_name
+from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
+from flaxtrain.text import kind_of, with_article
 
 __all__ = [
-    "answering",
-    "answering_class",
-    "answering_with",
+    "INT32_MAX",
+    "SEED_MAX",
+    "as_directory",
     "check_choice",
     "check_flag",
     "check_instance",
@@ -34,8 +33,11 @@ __all__ = [
     "is_concrete",
 ]
 
-P = ParamSpec("P")
-T = TypeVar("T")
+INT32_MAX = 2**31 - 1
+"""The largest number that a counter on the device holds."""
+
+SEED_MAX = 2**32 - 1
+"""The largest seed of a key: jax takes the seed 2^32 for 0 where it has no 64 bits."""
 
 
 def is_concrete(value: object) -> bool:
@@ -77,7 +79,7 @@ def check_number(
         value, (numbers.Real, np.ndarray, np.generic, jax.Array)
     ):
         raise ArgumentTypeError(
-            f"{name}={value!r} is a {type(value).__name__}, not a number",
+            f"{name}={value!r} is {kind_of(value)}, not a number",
             where=where,
             fix=f"pass a number for {name}",
         )
@@ -102,13 +104,18 @@ def check_number(
 
 
 def check_integer(
-    name: str, value: Any, *, minimum: int | None = None, where: str | None = None
+    name: str,
+    value: Any,
+    *,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    where: str | None = None,
 ) -> None:
-    """Refuses anything but an integer `>= minimum`; tracers pass.
+    """Refuses anything but an integer from `minimum` to `maximum`; tracers pass.
 
     Raises:
         ArgumentTypeError: `value` is not an integer.
-        ArgumentError: `value` is below `minimum`.
+        ArgumentError: `value` is below `minimum` or above `maximum`.
 
     Example:
         >>> check_integer("steps", 3, minimum=1)
@@ -123,13 +130,17 @@ def check_integer(
         )
         if not integral:
             raise ArgumentTypeError(
-                f"{name}={value!r} is a {type(value).__name__}, not an integer",
+                f"{name}={value!r} is {kind_of(value)}, not an integer",
                 where=where,
                 fix=f"pass an integer for {name}",
             )
     if minimum is not None and int(value) < minimum:
         raise ArgumentError(
             f"{name}={value} is too small", where=where, fix=f"pass an integer >= {minimum}"
+        )
+    if maximum is not None and int(value) > maximum:
+        raise ArgumentError(
+            f"{name}={value} is too large", where=where, fix=f"pass an integer <= {maximum}"
         )
 
 
@@ -144,7 +155,7 @@ def check_flag(name: str, value: Any, *, where: str | None = None) -> None:
     """
     if not isinstance(value, (bool, np.bool_)):
         raise ArgumentTypeError(
-            f"{name}={value!r} is a {type(value).__name__}, not True or False",
+            f"{name}={value!r} is {kind_of(value)}, not True or False",
             where=where,
             fix=f"pass True or False for {name}",
         )
@@ -171,9 +182,8 @@ def check_instance(
     """
     if not isinstance(value, kind):
         said = f"{name}={value!r}" if show else name
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise ArgumentTypeError(
-            f"{said} is a {type(value).__name__}, not {article} {kind.__name__}",
+            f"{said} is {kind_of(value)}, not {with_article(kind.__name__)}",
             where=where,
             fix=fix,
         )
@@ -193,12 +203,45 @@ def check_choice(
     """
     if not isinstance(value, str):
         raise ArgumentTypeError(
-            f"{name}={value!r} is a {type(value).__name__}, not a string",
+            f"{name}={value!r} is {kind_of(value)}, not a string",
             where=where,
             fix=f"pass one of {', '.join(choices)}",
         )
     if value not in choices:
         raise unknown_name(name, value, choices, where=where)
+
+
+def as_directory(name: str, directory: str | Path | None, *, where: str) -> Path | None:
+    """Returns the path of a directory, or None where none is given.
+
+    Args:
+        name: the argument's name, for the message.
+        directory: what was passed.
+        where: the class that was called.
+
+    Raises:
+        ArgumentError: it is an empty text.
+        ArgumentTypeError: it is no path.
+
+    Example:
+        >>> as_directory("workdir", "runs/../first", where="Trainer").name
+        'first'
+    """
+    if directory is None:
+        return None
+    if directory == "":
+        raise ArgumentError(
+            f"{name} is an empty text",
+            where=where,
+            fix="name a folder, such as '.', or leave it out",
+        )
+    if not isinstance(directory, (str, Path)):
+        raise ArgumentTypeError(
+            f"{name}={directory!r} is {kind_of(directory)}, not a path",
+            where=where,
+            fix="pass a string or a pathlib.Path",
+        )
+    return Path(directory).expanduser()
 
 
 def floating_dtype(
@@ -233,112 +276,3 @@ def floating_dtype(
             fix='pass a dtype such as jnp.float32 or "bfloat16"',
         )
     return found
-
-
-def answering(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a function so that a call that does not bind names the nearest valid argument.
-
-    Raises:
-        ArgumentTypeError: (from the decorated function) the call does not bind.
-
-    Example:
-        >>> @answering
-        ... def power(base: float, exponent: float = 2.0) -> float:
-        ...     return base**exponent
-        >>> power(3.0)
-        9.0
-        >>> power(3.0, exponnt=1.0)  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        ArgumentTypeError: got an unexpected keyword argument 'exponnt'
-    """
-    return _answered(function, {})
-
-
-def answering_with(**elsewhere: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Returns `answering` for a function some of whose arguments are looked for in vain.
-
-    Args:
-        **elsewhere: such arguments, and the call that takes them.
-    """
-
-    def decorated(function: Callable[P, T]) -> Callable[P, T]:
-        return _answered(function, elsewhere)
-
-    return decorated
-
-
-def answering_class(**elsewhere: str) -> Callable[[type[T]], type[T]]:
-    """Decorates a class so that its constructor and its public methods are `answering`.
-
-    Args:
-        **elsewhere: as for `answering_with`.
-
-    Example:
-        >>> @answering_class(momentum="Sgd(momentum=...)")
-        ... class Adam:
-        ...     def __init__(self, b1: float = 0.9) -> None:
-        ...         self.b1 = b1
-        >>> try:
-        ...     Adam(momentum=0.9)
-        ... except ArgumentTypeError as error:
-        ...     print(error)
-        momentum= is no argument of Adam
-          where: Adam
-          fix:   pass it as Sgd(momentum=...)
-    """
-
-    def decorated(cls: type[T]) -> type[T]:
-        for name, function in list(vars(cls).items()):
-            is_public = name == "__init__" or not name.startswith("_")
-            if is_public and isinstance(function, FunctionType):
-                setattr(cls, name, _answered(function, elsewhere))
-        return cls
-
-    return decorated
-
-
-def _answered(function: Callable[P, T], elsewhere: Mapping[str, str]) -> Callable[P, T]:
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except TypeError:
-            # Only now, so that calls that bind cost nothing more.
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as reason:
-                unbound = reason
-            else:
-                raise
-        # The error of a constructor names the class.
-        is_constructor = function.__name__ == "__init__"
-        name = type(args[0]).__name__ if is_constructor else function.__name__
-        raise _does_not_bind(name, signature, kwargs, unbound, elsewhere) from None
-
-    return call
-
-
-def _does_not_bind(
-    name: str,
-    signature: inspect.Signature,
-    kwargs: Mapping[str, Any],
-    error: TypeError,
-    elsewhere: Mapping[str, str],
-) -> ArgumentTypeError:
-    parameters = signature.parameters.values()
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    wrong = [key for key in kwargs if key not in signature.parameters and not takes_any]
-    if wrong and wrong[0] in elsewhere:
-        return ArgumentTypeError(
-            f"{wrong[0]}= is no argument of {name}",
-            where=name,
-            fix=f"pass it as {elsewhere[wrong[0]]}",
-        )
-    # Python complains first of a missing argument, also where it is the misspelt one.
-    found = f"got an unexpected keyword argument {wrong[0]!r}" if wrong else str(error)
-    guess = nearest(wrong[0], signature.parameters) if wrong else []
-    hint = f"did you mean {guess[0]!r}? " if guess else ""
-    known = ", ".join(name for name in signature.parameters if name != "self")
-    return ArgumentTypeError(found, where=name, fix=f"{hint}Arguments: {known}")

@@ -33,6 +33,7 @@ import numpy as np
 
 from flaxtrain.checks import check_integer
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.text import kind_of
 
 __all__ = [
     "Duration",
@@ -196,7 +197,7 @@ def parse(duration: DurationLike, *, where: str | None = None) -> Duration:
         return _parse_text(duration, where)
     if isinstance(duration, (bool, np.bool_)) or not isinstance(duration, numbers.Integral):
         raise ArgumentTypeError(
-            f"{duration!r} is a {type(duration).__name__}, not a duration",
+            f"{duration!r} is {kind_of(duration)}, not a duration",
             where=where,
             fix=f"pass an integer number of steps, or a text: {_FORMS}",
         )

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TextTable", "counted", "listed", "numbered_rows", "readable_bytes"]
+__all__ = [
+    "TextTable",
+    "counted",
+    "kind_of",
+    "listed",
+    "numbered_rows",
+    "readable_bytes",
+    "with_article",
+]
+
+# Sounds, not letters: a unit, an umbrella, an RMSNorm.
+_TAKES_AN = re.compile(r"_*([AEIOaeio]|[Uu](n(?!i)|[mp])|[FHLMNRSX][A-Z]|nd)")
 
 
 @dataclass(frozen=True)
@@ -119,3 +131,23 @@ def readable_bytes(number: float) -> str:
         if number < 1024:
             return f"{number:.1f} {unit}"
     return f"{number / 1024:,.1f} TiB"
+
+
+def with_article(noun: str) -> str:
+    """Returns a noun, or the name of a class, with its indefinite article.
+
+    Example:
+        >>> with_article("int"), with_article("str"), with_article("Unit"), with_article("MLP")
+        ('an int', 'a str', 'a Unit', 'an MLP')
+    """
+    return f"{'an' if _TAKES_AN.match(noun) else 'a'} {noun}"
+
+
+def kind_of(value: Any) -> str:
+    """Returns the name of a value's class with its article, as messages say it.
+
+    Example:
+        >>> kind_of(3), kind_of("3")
+        ('an int', 'a str')
+    """
+    return with_article(type(value).__name__)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from flaxtrain.text import TextTable, counted, listed, numbered_rows, readable_bytes
+from flaxtrain.text import (
+    TextTable,
+    counted,
+    kind_of,
+    listed,
+    numbered_rows,
+    readable_bytes,
+    with_article,
+)
 
 TABLE = TextTable(
     ("name", "size", "selects"),
@@ -70,6 +79,18 @@ def test_numbers_have_their_nouns() -> None:
 )
 def test_memory_is_in_readable_units(size: int, text: str) -> None:
     assert readable_bytes(size) == text
+
+
+def test_a_value_is_named_by_its_class_with_an_article() -> None:
+    found = [kind_of(value) for value in (3, "3", None, np.ones(2), object(), True)]
+    assert found == ["an int", "a str", "a NoneType", "an ndarray", "an object", "a bool"]
+
+
+def test_the_article_goes_by_the_sound() -> None:
+    an = ("array", "OptSpec", "_Entry", "MLP", "RMSNorm", "UnknownNameError", "UpdateFn")
+    a = ("tuple", "Dense", "_Leaf", "LoRA", "uint8", "Union", "UserDict", "UUID", "GRUCell")
+    assert [with_article(noun) for noun in an] == [f"an {noun}" for noun in an]
+    assert [with_article(noun) for noun in a] == [f"a {noun}" for noun in a]
 
 
 def test_rows_are_numbered_up_to_the_eighth() -> None:

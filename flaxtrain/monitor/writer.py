@@ -16,6 +16,7 @@ import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.monitor.host import as_floats, as_numpy, check_step
+from flaxtrain.text import kind_of
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["MemoryWriter", "MetricWriter", "MultiWriter", "NullWriter"]
@@ -223,7 +224,7 @@ class MultiWriter(NullWriter):
         for writer in self.writers:
             if not isinstance(writer, MetricWriter):
                 raise ArgumentTypeError(
-                    f"a {type(writer).__name__} is no writer",
+                    f"{kind_of(writer)} is no writer",
                     where="MultiWriter(writers)",
                     fix="pass objects with the methods of MetricWriter",
                 )

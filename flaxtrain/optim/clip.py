@@ -23,6 +23,7 @@ from flaxtrain.optim.moments import squared_magnitude
 from flaxtrain.optim.per_leaf import per_leaf
 from flaxtrain.optim.rule import NoSlots, Rule, rule
 from flaxtrain.optim.transform import EmptyState, GradientTransformation, named, stateless
+from flaxtrain.text import kind_of
 from flaxtrain.tree import global_norm
 from flaxtrain.typing import Array, ArrayLike, Params, Updates
 
@@ -142,7 +143,7 @@ def _check_bound(name: str, bound: Any) -> None:
     known = isinstance(bound, (numbers.Real, np.ndarray, np.generic, jax.Array))
     if not known or isinstance(bound, bool) or np.asarray(bound).dtype.kind in "bc":
         raise ArgumentTypeError(
-            f"{name}={bound!r} is a {type(bound).__name__}, not a real number",
+            f"{name}={bound!r} is {kind_of(bound)}, not a real number",
             where="clip",
             fix=f"pass a number for {name}",
         )

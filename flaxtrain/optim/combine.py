@@ -20,6 +20,7 @@ from flaxtrain.optim.transform import (
     named,
     with_extra_args,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.typing import OptState, Params, PyTree, Updates
 
 __all__ = ["Mask", "MaskedNode", "MaskedState", "chain", "masked", "named_chain"]
@@ -254,7 +255,7 @@ def _checked(mask: PyTree) -> PyTree:
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
         if not _is_bool(leaf):
             raise ArgumentTypeError(
-                f"a mask holds {leaf!r}, a {type(leaf).__name__}",
+                f"a mask holds {leaf!r}, {kind_of(leaf)}",
                 where=f"mask{jax.tree_util.keystr(path)}",
                 fix="a mask is a tree of True and False, known while tracing, or a function "
                 "from parameters to one",

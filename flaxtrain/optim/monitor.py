@@ -23,6 +23,7 @@ from flaxtrain.optim.transform import (
     stateless,
     with_extra_args,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.typing import Array, ArrayLike, DTypeLike, OptState, Params, PyTree, Updates
 
 __all__ = [
@@ -196,7 +197,7 @@ def _shapes(part: GradientTransformation, params: Params, state: OptState) -> An
 def _items(measures: Any) -> list[tuple[str, Any]]:
     if not isinstance(measures, Mapping):
         raise ArgumentTypeError(
-            f"measures is a {type(measures).__name__}, not a dict",
+            f"measures is {kind_of(measures)}, not a dict",
             where="monitor",
             fix='pass names and functions, such as {"norm": global_norm}',
         )
@@ -216,7 +217,7 @@ def _part(name: str, measure: Any) -> GradientTransformation:
 def _check_name(name: Any, *, where: str) -> None:
     if not isinstance(name, str):
         raise ArgumentTypeError(
-            f"the name {name!r} of a measurement is a {type(name).__name__}",
+            f"the name {name!r} of a measurement is {kind_of(name)}",
             where=where,
             fix="pass a string",
         )

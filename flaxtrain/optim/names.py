@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, ParameterError, nearest
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, key_of, path_name
 from flaxtrain.typing import Params, PyTree
 
@@ -231,7 +232,7 @@ class PathMask:
         if isinstance(answer, (bool, np.bool_)):
             return bool(answer)
         raise ArgumentTypeError(
-            f"{answer!r} is a {type(answer).__name__}, not True or False",
+            f"{answer!r} is {kind_of(answer)}, not True or False",
             where=f"{self!r}, parameter {str(name)!r}",
             fix="return True where the parameter is meant and False where not",
         )
@@ -280,7 +281,7 @@ def _checked_patterns(patterns: Any) -> tuple[Pattern, ...]:
     for pattern in listed:
         if not isinstance(pattern, (str, re.Pattern)):
             raise ArgumentTypeError(
-                f"{pattern!r} is a {type(pattern).__name__}",
+                f"{pattern!r} is {kind_of(pattern)}",
                 where="mask_by_path",
                 fix="pass a function of a name, a pattern such as '*/kernel', or several",
             )

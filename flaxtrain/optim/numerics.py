@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import answering, check_integer, is_concrete
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_integer, is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim.per_leaf import safe_increment
 from flaxtrain.typing import Array, ArrayLike, Key, PyTree

@@ -24,6 +24,7 @@ from flaxtrain.optim.transform import (
     named,
     with_extra_args,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.typing import OptState, Params, PyTree, Updates
 
 __all__ = ["Labels", "MultiTransformState", "PartitionState", "multi_transform", "partition"]
@@ -155,7 +156,7 @@ def _multiplied(factor: float, updates: Updates) -> Updates:
 def _checked_parts(transforms: Any) -> Parts:
     if not isinstance(transforms, Mapping):
         raise ArgumentTypeError(
-            f"transforms is a {type(transforms).__name__}, not a mapping",
+            f"transforms is {kind_of(transforms)}, not a mapping",
             where="partition(transforms, ...)",
             fix="pass a dict from labels to transformations",
         )

@@ -19,6 +19,7 @@ from flaxtrain.optim.transform import (
     named,
     stateless,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.typing import Array, ArrayLike, OptState, Params, Schedule, Updates
 
 __all__ = [
@@ -96,7 +97,7 @@ def _check_factor(name: str, factor: Any) -> None:
     numeric = isinstance(factor, (numbers.Number, np.ndarray, np.generic, jax.Array))
     if not numeric or isinstance(factor, (bool, np.bool_)):
         raise ArgumentTypeError(
-            f"{name}={factor!r} is a {type(factor).__name__}, not a number",
+            f"{name}={factor!r} is {kind_of(factor)}, not a number",
             where="scale",
             fix="pass a number; for a function of the count use scale_by_schedule",
         )

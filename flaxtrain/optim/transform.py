@@ -21,7 +21,7 @@ from typing import (
 
 import numpy as np
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.errors import ArgumentTypeError, FlaxtrainError, ParameterError
 from flaxtrain.typing import OptState, Params, Updates
 

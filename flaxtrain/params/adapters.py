@@ -30,7 +30,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering, check_integer, check_number, floating_dtype
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_integer, check_number
 from flaxtrain.errors import ArgumentTypeError, ModelError, ParameterError
 from flaxtrain.params.facts import Facts, ParamFact, check_facts
 from flaxtrain.params.kernel_axes import LINEAR, kernel_axes
@@ -44,7 +45,8 @@ from flaxtrain.params.low_rank import (
 )
 from flaxtrain.params.select import SelectorLike, selector
 from flaxtrain.params.select import select as paths_of
-from flaxtrain.text import counted, listed
+from flaxtrain.precision import stored_dtype
+from flaxtrain.text import counted, kind_of, listed
 from flaxtrain.tree import Path, path_name, unflatten
 from flaxtrain.typing import DTypeLike, Key, Params
 
@@ -62,12 +64,13 @@ class LoRA:
         alpha: `A B` is multiplied with `alpha / rank`, > 0; None means `rank`, a scale of 1.
         train: selector of parameters of the model that are trained beside the adapters (a new
             head, say); None means none.
-        dtype: floating dtype of the adapters; None means each kernel's own, or that of a
-            precision policy.
+        dtype: dtype of the adapters: float16, bfloat16, float32 or float64; None means each
+            kernel's own, or that of a precision policy.
 
     Raises:
         ArgumentError: `rank` or `alpha` is out of range.
         ArgumentTypeError: an argument is of a wrong type, or `dtype` is not floating.
+        UnknownNameError: `dtype` is another floating one.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -108,7 +111,7 @@ class LoRA:
             check_number("alpha", alpha, minimum=0.0, exclude=(0.0,), where="LoRA")
         if dtype is not None:
             # Its name is data.
-            dtype = floating_dtype("dtype", dtype, allow_complex=False, where="LoRA").name
+            dtype = stored_dtype("dtype", dtype, where="LoRA").name
         values = {
             "select": _chosen(select, "select"),
             "rank": int(rank),
@@ -269,7 +272,7 @@ class Adapters:
         dtype = getattr(key, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape:
             raise ArgumentTypeError(
-                f"key is a {type(key).__name__}, not one typed key",
+                f"key is {kind_of(key)}, not one typed key",
                 where="Adapters.init(key)",
                 fix="pass jax.random.key(seed)",
             )

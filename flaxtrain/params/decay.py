@@ -32,7 +32,7 @@ from flaxtrain.params.copied_rules import (
 )
 from flaxtrain.params.facts import Facts, ParamFact
 from flaxtrain.params.select import Selector, select, selector
-from flaxtrain.text import listed
+from flaxtrain.text import kind_of, listed, with_article
 from flaxtrain.tree import flatten, path_name
 
 __all__ = ["DECAY_PRESETS", "check_decay_choice", "decay_mask", "preset_differences"]
@@ -183,7 +183,7 @@ def check_decay_choice(choice: Any, where: str) -> None:
         selector(choice, where=where)
     elif isinstance(choice, nn.Module) or not callable(choice):
         raise ArgumentTypeError(
-            f"decay={choice!r} is a {type(choice).__name__}",
+            f"decay={choice!r} is {kind_of(choice)}",
             where=where,
             fix=f"pass a preset ({', '.join(DECAY_PRESETS)}), a selector such as "
             "'#kernel & ~head/**', nested dicts of bools, or a function from the facts of a "
@@ -218,7 +218,7 @@ def _check_leaves(tree: Mapping[Any, Any], where: str, place: str) -> None:
             _check_leaves(node, where, inner)
         elif not isinstance(node, (bool, np.bool_)):
             raise ArgumentTypeError(
-                f"{inner}={node!r} is a {type(node).__name__}, not a bool",
+                f"{inner}={node!r} is {kind_of(node)}, not a bool",
                 where=where,
                 fix="pass True where the parameter decays and False where not",
             )
@@ -265,7 +265,7 @@ def per_parameter(
     for path, value in table.items():
         if not isinstance(value, accepted):
             raise ArgumentTypeError(
-                f"{value!r} is a {type(value).__name__}, not a {kind.__name__}",
+                f"{value!r} is {kind_of(value)}, not {with_article(kind.__name__)}",
                 where=f"{where}, parameter {path_name(path)!r}",
                 fix=f"give one {kind.__name__} per parameter",
             )

@@ -18,7 +18,7 @@ import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, UnknownParameterError, nearest
 from flaxtrain.params.kernel_axes import KernelAxes
-from flaxtrain.text import counted
+from flaxtrain.text import counted, kind_of
 from flaxtrain.tree import Path, path_name, unflatten
 
 __all__ = ["Facts", "ParamFact", "check_facts"]
@@ -210,7 +210,7 @@ def check_facts(facts: Any, *, where: str) -> None:
     """
     if not isinstance(facts, Facts):
         raise ArgumentTypeError(
-            f"facts is a {type(facts).__name__}, not a table of facts",
+            f"facts is {kind_of(facts)}, not a table of facts",
             where=where,
             fix="pass what flaxtrain.params.param_facts or facts_from returned",
         )

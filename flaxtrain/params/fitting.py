@@ -13,6 +13,7 @@ from flaxtrain.errors import FlaxtrainError, ParameterError
 from flaxtrain.params.path_patterns import shown_name
 from flaxtrain.params.resampling import RESHAPES
 from flaxtrain.params.restore import Reshape
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path
 
 # Nothing here is public: `apply_restore` is.
@@ -74,7 +75,7 @@ def _reshaped(value: Any, how: Reshape, shape: tuple[int, ...]) -> Any:
     except Exception as error:
         raise Misfit("reshape", f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(result, (np.ndarray, np.generic, jax.Array)):
-        raise Misfit("reshape", f"{name} returned a {type(result).__name__}, not an array")
+        raise Misfit("reshape", f"{name} returned {kind_of(result)}, not an array")
     if tuple(result.shape) != shape:
         raise Misfit(
             "reshape", f"{name} returned {text_of(result)} for the shape {list(shape)}"

@@ -23,6 +23,7 @@ from flaxtrain.params.kernel_axes import noting_axes
 from flaxtrain.params.recorder import Declaration, Recorder, run_abstractly
 from flaxtrain.params.roles import Evidence, is_matrix, makes_hidden, roles_of
 from flaxtrain.params.stacks import guess_scan
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, flatten, path_name, unflatten
 from flaxtrain.typing import Key, PyTree
 
@@ -85,7 +86,7 @@ def param_facts(
     """
     if not isinstance(model, nn.Module):
         is_class = isinstance(model, type)
-        found = f"the class {model.__name__}" if is_class else f"a {type(model).__name__}"
+        found = f"the class {model.__name__}" if is_class else kind_of(model)
         raise ArgumentTypeError(
             f"model is {found}, not a Linen module",
             where="param_facts(model, ...)",
@@ -222,7 +223,7 @@ class _Leaf(NamedTuple):
         is_subtree = array is not value and not is_box(value)
         if array is None or is_subtree or not all(isinstance(key, str) for key in path):
             raise ModelError(
-                f"parameter {path_name(path)!r} is a {type(value).__name__}, not an array",
+                f"parameter {path_name(path)!r} is {kind_of(value)}, not an array",
                 where="model.init",
                 fix="declare each array with its own self.param, or return a dict of arrays",
             )

@@ -18,6 +18,7 @@ import flax.linen as nn
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.params.intercept import MethodCall, intercepted
 from flaxtrain.params.recorder import Recorder, run_abstractly
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path
 from flaxtrain.typing import Key
 
@@ -70,7 +71,7 @@ def kernel_axes(
     """
     if not callable(initialise):
         raise ArgumentTypeError(
-            f"initialise is a {type(initialise).__name__}, not a function",
+            f"initialise is {kind_of(initialise)}, not a function",
             where="kernel_axes(initialise)",
             fix="pass lambda extra: model.init({'params': key, **extra}, x)",
         )

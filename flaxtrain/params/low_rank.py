@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flaxtrain.errors import ArgumentTypeError, ParameterError
 from flaxtrain.params.facts import ParamFact
 from flaxtrain.params.kernel_axes import LINEAR, KernelAxes
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, path_name
 from flaxtrain.typing import Array, Key, Params
 
@@ -150,7 +151,7 @@ def join_adapters(base: Params, adapters: Params) -> dict[str, Any]:
     where = "join_adapters(base, adapters)"
     for name, tree in (("base", base), ("adapters", adapters)):
         if not isinstance(tree, Mapping):
-            found = f"{name} is a {type(tree).__name__}, not nested dicts"
+            found = f"{name} is {kind_of(tree)}, not nested dicts"
             raise ArgumentTypeError(found, where=where, fix="pass params and adapters")
     if LORA in base:
         raise ParameterError(

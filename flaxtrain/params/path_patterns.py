@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.params.globs import glob_pattern, path_text
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, path_name
 
 # Nothing here is public: the arguments of `Restore` are.
@@ -59,7 +60,7 @@ class PathPattern:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise ArgumentTypeError(
-                f"the pattern {self.text!r} is a {type(self.text).__name__}, not a string",
+                f"the pattern {self.text!r} is {kind_of(self.text)}, not a string",
                 where=self.where,
                 fix="pass paths such as 'head' or '**/bias', or 're:' and an expression",
             )

@@ -15,11 +15,12 @@ from typing import Any, Literal, TypeAlias
 import jax
 import numpy as np
 
-from flaxtrain.checks import answering, check_choice, check_flag
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_choice, check_flag
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.params.path_patterns import PathPattern, compiled
 from flaxtrain.params.resampling import RESHAPES
-from flaxtrain.text import counted
+from flaxtrain.text import counted, kind_of
 
 __all__ = ["Reshape", "Restore"]
 
@@ -153,7 +154,7 @@ def _check_source(source: Any) -> None:
     is_plain_sequence = type(source) in (list, tuple)
     if source is None or is_plain_sequence or jax.tree_util.all_leaves([source]):
         raise ArgumentTypeError(
-            f"source is a {type(source).__name__}, neither a path nor a tree of arrays",
+            f"source is {kind_of(source)}, neither a path nor a tree of arrays",
             where="Restore",
             fix="pass the path of a checkpoint or file, or nested dicts of arrays",
         )
@@ -162,7 +163,7 @@ def _check_source(source: Any) -> None:
 def _check_mapping(name: str, value: Any, example: str) -> None:
     if not isinstance(value, Mapping):
         raise ArgumentTypeError(
-            f"{name} is a {type(value).__name__}, not a mapping",
+            f"{name} is {kind_of(value)}, not a mapping",
             where=f"Restore({name}=...)",
             fix=f"pass a dict such as {example}",
         )
@@ -199,7 +200,7 @@ def _check_rename(rename: Any) -> None:
 def _check_skip(skip: Any) -> None:
     if isinstance(skip, str) or not isinstance(skip, Sequence):
         raise ArgumentTypeError(
-            f"skip={skip!r} is a {type(skip).__name__}, not a list of patterns",
+            f"skip={skip!r} is {kind_of(skip)}, not a list of patterns",
             where="Restore(skip=...)",
             fix=f"pass a list, such as {[skip] if isinstance(skip, str) else ['head']}",
         )
@@ -217,7 +218,7 @@ def _check_reshape(reshape: Any) -> None:
                 raise unknown_name("reshaping", how, RESHAPES, where=where)
         elif not callable(how):
             raise ArgumentTypeError(
-                f"{how!r} is a {type(how).__name__}, not a way of reshaping",
+                f"{how!r} is {kind_of(how)}, not a way of reshaping",
                 where=where,
                 fix="pass 'interp2d' or a function (array, target_shape) -> array",
             )

@@ -12,6 +12,7 @@ from flaxtrain.params.path_patterns import PathPattern, as_addressed, shown_name
 from flaxtrain.params.restore import Restore
 from flaxtrain.params.restore_report import RestoreRecord, RestoreReport, likely_renames
 from flaxtrain.params.variable_trees import Variables, source_table
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, keys_of, path_name
 from flaxtrain.typing import PyTree
 
@@ -63,7 +64,7 @@ def apply_restore(
     """
     if not isinstance(restore, Restore):
         raise ArgumentTypeError(
-            f"restore is a {type(restore).__name__}, not a Restore",
+            f"restore is {kind_of(restore)}, not a Restore",
             where="apply_restore",
             fix="pass Restore(source, ...)",
         )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax.linen.recurrent import DenseParams, RNNCellBase
 
 from flaxtrain.errors import ArgumentTypeError, ParameterError, nearest, unknown_name
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, path_name
 
 __all__ = ["ROLES"]
@@ -309,7 +310,7 @@ def override_roles(
         return {}
     if not isinstance(roles, Mapping):
         raise ArgumentTypeError(
-            f"roles is a {type(roles).__name__}, not a mapping",
+            f"roles is {kind_of(roles)}, not a mapping",
             where="roles=",
             fix="pass a dict from names or globs to roles, such as {'head/*': 'kernel'}",
         )

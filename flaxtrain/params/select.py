@@ -52,6 +52,7 @@ from flaxtrain.params.selectors import (
     Selector,
     classes_around,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, path_name
 
 __all__ = ["Selector", "SelectorLike", "select", "selected_tree", "selector"]
@@ -188,7 +189,7 @@ def selected_tree(
     chosen = select(facts, choice, where=where)
     if not isinstance(params, Mapping):
         raise ArgumentTypeError(
-            f"params is a {type(params).__name__}",
+            f"params is {kind_of(params)}",
             where=where,
             fix="pass nested dicts or FrozenDicts of parameters",
         )
@@ -230,7 +231,7 @@ def _no_selector(choice: Any, where: str) -> ArgumentTypeError:
         )
     elif isinstance(choice, re.Pattern):
         fix = f"write it as text: {'re:' + str(choice.pattern)!r}"
-    return ArgumentTypeError(f"{choice!r} is a {type(choice).__name__}", where=where, fix=fix)
+    return ArgumentTypeError(f"{choice!r} is {kind_of(choice)}", where=where, fix=fix)
 
 
 def _may_be_absent(part: Selector) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.params.facts import ParamFact
 from flaxtrain.params.globs import glob_pattern, path_text
+from flaxtrain.text import kind_of
 
 __all__ = [
     "AllOf",
@@ -206,7 +207,7 @@ class Asked(Selector):
         if isinstance(answer, (bool, np.bool_)):
             return bool(answer)
         raise ArgumentTypeError(
-            f"{answer!r} is a {type(answer).__name__}, not True or False",
+            f"{answer!r} is {kind_of(answer)}, not True or False",
             where=place,
             fix="return True where the parameter is meant and False where not",
         )
@@ -294,7 +295,7 @@ def _checked(other: Any) -> Selector:
     if isinstance(other, Selector):
         return other
     raise ArgumentTypeError(
-        f"{other!r} is a {type(other).__name__}, not a selector",
+        f"{other!r} is {kind_of(other)}, not a selector",
         where="an operand of & or |",
         fix="make one of it first, with selector(...)",
     )

@@ -16,6 +16,7 @@ import numpy as np
 from flaxtrain.errors import ParameterError
 from flaxtrain.params.axes import array_in, is_box
 from flaxtrain.params.path_patterns import shown_name
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path, key_of
 from flaxtrain.typing import PyTree
 
@@ -48,7 +49,7 @@ class Variables:
         for path, leaf in table.items():
             if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
                 raise ParameterError(
-                    f"the variables hold a {type(leaf).__name__}, not an array",
+                    f"the variables hold {kind_of(leaf)}, not an array",
                     where=shown_name(path),
                     fix="pass what `model.init` returned",
                 )
@@ -95,7 +96,7 @@ def _flattened(tree: PyTree, what: str) -> tuple[list[tuple[Any, Any]], Any]:
         found = f"{what} can't be read: a dict has keys of several types"
         raise ParameterError(found, fix="pass nested dicts with string keys") from None
     if len(entries) == 1 and entries[0][0] == ():
-        found = f"a {type(tree).__name__} was passed for {what}, not a tree"
+        found = f"{kind_of(tree)} was passed for {what}, not a tree"
         raise ParameterError(found, fix="pass nested dicts of arrays")
     return entries, structure
 
@@ -140,7 +141,7 @@ def _array(path: Path, leaf: Any) -> Any:
     if isinstance(leaf, (np.generic, bool, int, float, complex)):
         return np.asarray(leaf)
     raise ParameterError(
-        f"the source holds a {type(leaf).__name__}, not an array",
+        f"the source holds {kind_of(leaf)}, not an array",
         where=shown_name(path),
         fix="pass a tree of arrays as the source",
     )

@@ -7,7 +7,7 @@ from flaxtrain.precision.loss_scale import (
     LossScale,
     NoScale,
 )
-from flaxtrain.precision.policy import Policy, PolicyLike, Precision, short_name
+from flaxtrain.precision.policy import Policy, PolicyLike, Precision, short_name, stored_dtype
 from flaxtrain.precision.rounding import (
     NEAREST,
     ROUNDING_RULES,
@@ -41,4 +41,5 @@ __all__ = [
     "rounding_rule",
     "short_name",
     "stochastically_rounded",
+    "stored_dtype",
 ]

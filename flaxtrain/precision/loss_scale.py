@@ -12,15 +12,16 @@ scale, S, with a count k of finite steps since it last changed:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import answering_class, check_integer, check_number, is_concrete
+from flaxtrain.answering import answering_class
+from flaxtrain.checks import INT32_MAX, check_integer, check_number, is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.typing import Array, ArrayLike, Updates
 
@@ -140,13 +141,39 @@ class FixedScale:
         return {}
 
 
+T = TypeVar("T")
+
+
+def _rebuilt_unchecked(cls: type[T]) -> type[T]:
+    """Registers a dataclass as a pytree that is rebuilt without a call of its constructor.
+
+    jax puts whatever it likes at the leaves (a shape, None, a plain object). A constructor that
+    is called for that, as by `jax.tree_util.register_dataclass`, can't judge its arguments.
+    """
+    known: Any = cls
+    data = [field.name for field in fields(known) if not field.metadata.get("static")]
+    static = [field.name for field in fields(known) if field.metadata.get("static")]
+
+    def named_leaves(node: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in data]
+        return children, tuple(getattr(node, name) for name in static)
+
+    def rebuilt(values: tuple[Any, ...], leaves: Iterable[Any]) -> T:
+        node = object.__new__(cls)
+        for name, value in zip((*static, *data), (*values, *leaves), strict=True):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, named_leaves, rebuilt)
+    return cls
+
+
 _FRESH: Any = object()
-_LONGEST = np.iinfo(np.int32).max
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @answering_class()
-@jax.tree_util.register_dataclass
+@_rebuilt_unchecked
 @dataclass(frozen=True)
 class DynamicScale:
     """A scale that grows while steps are finite, and shrinks when one is not.
@@ -161,8 +188,8 @@ class DynamicScale:
             more than 1.
         min: the lowest scale, a normal float32 number more than 0.
         max: the highest scale, likewise.
-        value: the scale now, float32; by default `init`.
-        count: finite steps since the scale last changed, int32; by default 0.
+        value: the scale now, a normal float32 number more than 0; by default `init`.
+        count: finite steps since the scale last changed, from 0 to 2^31 - 1; by default 0.
 
     Raises:
         ArgumentError: a number is out of range, or `min <= init <= max` does not hold.
@@ -188,14 +215,15 @@ class DynamicScale:
     count: Array = field(default=_FRESH, repr=False)
 
     def __post_init__(self) -> None:
-        # jax rebuilds a state with whatever stands at its leaves; that is not checked again.
-        if self.value is _FRESH:
-            self._check()
-            object.__setattr__(self, "value", jnp.asarray(self.init, jnp.float32))
-        if self.count is _FRESH:
-            object.__setattr__(self, "count", jnp.zeros((), jnp.int32))
+        self._check_static()
+        value = self.init if self.value is _FRESH else self.value
+        count = 0 if self.count is _FRESH else self.count
+        _check_scale("value", value, where="DynamicScale")
+        check_integer("count", count, minimum=0, maximum=INT32_MAX, where="DynamicScale")
+        object.__setattr__(self, "value", jnp.asarray(value, jnp.float32))
+        object.__setattr__(self, "count", jnp.asarray(count, jnp.int32))
 
-    def _check(self) -> None:
+    def _check_static(self) -> None:
         where = "DynamicScale"
         for name in ("init", "min", "max", "factor", "growth_interval"):
             if not is_concrete(getattr(self, name)):
@@ -208,13 +236,9 @@ class DynamicScale:
             _check_scale(name, getattr(self, name), where=where)
             object.__setattr__(self, name, float(getattr(self, name)))
         check_number("factor", self.factor, minimum=1.0, exclude=(1.0,), where=where)
-        check_integer("growth_interval", self.growth_interval, minimum=1, where=where)
-        if self.growth_interval > _LONGEST:
-            raise ArgumentError(
-                f"growth_interval={self.growth_interval} is no int32",
-                where=where,
-                fix=f"pass an integer from 1 to {_LONGEST}; the scale then never grows",
-            )
+        check_integer(
+            "growth_interval", self.growth_interval, minimum=1, maximum=INT32_MAX, where=where
+        )
         object.__setattr__(self, "factor", float(self.factor))
         object.__setattr__(self, "growth_interval", int(self.growth_interval))
         if not self.min <= self.init <= self.max:

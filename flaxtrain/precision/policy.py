@@ -19,12 +19,14 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import answering_class, check_choice, floating_dtype
+from flaxtrain.answering import answering_class
+from flaxtrain.checks import check_choice, floating_dtype
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, unknown_name
 from flaxtrain.precision.rounding import ROUNDING_RULES
+from flaxtrain.text import kind_of
 from flaxtrain.typing import DTypeLike
 
-__all__ = ["FULL", "Policy", "PolicyLike", "Precision", "short_name"]
+__all__ = ["FULL", "Policy", "PolicyLike", "Precision", "short_name", "stored_dtype"]
 
 _SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "f64": "float64"}
 _NAMES = {**_SHORT, **{name: name for name in _SHORT.values()}}
@@ -42,6 +44,28 @@ def short_name(dtype: DTypeLike) -> str:
     """
     name = jnp.dtype(dtype).name
     return next((short for short, long in _SHORT.items() if long == name), name)
+
+
+def stored_dtype(name: str, dtype: Any, *, where: str) -> np.dtype[Any]:
+    """Returns what somebody passed as the dtype of parameters: one that can be trained in.
+
+    Args:
+        name: the argument's name, for the message.
+        dtype: a dtype, its name, or a scalar type such as `jnp.bfloat16`.
+        where: the function or class that was called.
+
+    Raises:
+        ArgumentTypeError: it is no floating dtype.
+        UnknownNameError: it is another one than float16, bfloat16, float32 and float64.
+
+    Example:
+        >>> stored_dtype("dtype", "bfloat16", where="LoRA")
+        dtype(bfloat16)
+    """
+    found = floating_dtype(name, dtype, allow_complex=False, where=where)
+    if found.name not in _SHORT.values():
+        raise unknown_name("dtype", found.name, _SHORT.values(), where=f"{where}({name}=...)")
+    return found
 
 
 @answering_class()
@@ -97,7 +121,7 @@ class Policy:
             return text
         if not isinstance(text, str):
             raise ArgumentTypeError(
-                f"{text!r} is a {type(text).__name__}, not a policy",
+                f"{text!r} is {kind_of(text)}, not a policy",
                 where=where,
                 fix=_POLICY_FIX,
             )
@@ -150,10 +174,7 @@ PolicyLike: TypeAlias = str | Policy
 def _dtype(name: str, value: Any) -> np.dtype[Any]:
     if isinstance(value, str):
         value = _long(value, f"Policy({name}=...)", _NAMES)
-    found = floating_dtype(name, value, allow_complex=False, where="Policy")
-    if found.name not in _SHORT.values():
-        raise unknown_name("dtype", found.name, _SHORT.values(), where=f"Policy({name}=...)")
-    return found
+    return stored_dtype(name, value, where="Policy")
 
 
 def _long(name: str, where: str, known: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import Field, Steps, check_steps, is_known, within

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import Field, check_value, extent
 from flaxtrain.typing import ArrayLike

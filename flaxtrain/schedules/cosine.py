@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import Field, Steps, check_steps, check_value, elapsed, extent
 from flaxtrain.typing import ArrayLike

@@ -13,7 +13,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import answering, check_flag
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_flag
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import (
     Field,

@@ -17,7 +17,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.errors import ArgumentError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import (

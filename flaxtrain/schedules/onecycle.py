@@ -16,7 +16,8 @@ from itertools import accumulate
 from operator import mul
 from typing import Any, ClassVar
 
-from flaxtrain.checks import answering, check_number, is_concrete
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_number, is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import Field, Steps, check_steps, check_value, extent

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering, check_choice, is_concrete
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_choice, is_concrete
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.fields import (
@@ -30,6 +31,7 @@ from flaxtrain.schedules.fields import (
     table,
     within,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.typing import ArrayLike
 
 __all__ = [
@@ -58,7 +60,7 @@ class PiecewiseSchedule(Schedule):
             return
         if not isinstance(scales, Mapping):
             raise ArgumentTypeError(
-                f"boundaries_and_scales={scales!r} is a {type(scales).__name__}, not a mapping",
+                f"boundaries_and_scales={scales!r} is {kind_of(scales)}, not a mapping",
                 where=self.kind,
                 fix="pass {step: factor, ...}",
             )

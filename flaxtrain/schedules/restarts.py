@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from flaxtrain.checks import answering, check_number, is_concrete
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_number, is_concrete
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.compose import JoinedSchedule, join_schedules

@@ -10,7 +10,7 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.errors import ArgumentError
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.compose import JoinedSchedule, join_schedules

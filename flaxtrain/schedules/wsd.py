@@ -18,7 +18,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering, check_choice
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_choice
 from flaxtrain.schedules.base import Schedule
 from flaxtrain.schedules.compose import JoinedSchedule, join_schedules
 from flaxtrain.schedules.constant import constant_schedule

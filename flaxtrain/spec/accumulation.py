@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flaxtrain.checks import answering, check_integer
+from flaxtrain.answering import answering
+from flaxtrain.checks import INT32_MAX, check_integer
 from flaxtrain.errors import BatchError
 from flaxtrain.spec.declaration import Declaration, plain
 
@@ -26,7 +27,7 @@ class AccumulateBatches(Declaration):
         microbatches: parts that each of these batches is split into, at least 1.
 
     Raises:
-        ArgumentError: a number is less than 1.
+        ArgumentError: a number is less than 1, or no int32.
         ArgumentTypeError: a number is not an integer.
 
     Example:
@@ -42,7 +43,7 @@ class AccumulateBatches(Declaration):
     @answering
     def __init__(self, count: int, *, microbatches: int = 1) -> None:
         where = f"AccumulateBatches({count!r})"
-        check_integer("count", count, minimum=1, where=where)
+        check_integer("count", count, minimum=1, maximum=INT32_MAX, where=where)
         check_integer("microbatches", microbatches, minimum=1, where=where)
         self._set(count=plain(count), microbatches=plain(microbatches))
 

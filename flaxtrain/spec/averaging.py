@@ -16,11 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from flaxtrain.checks import answering, check_flag, check_integer, check_number
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_flag, check_integer, check_number
 from flaxtrain.durations import DurationLike, Horizon, parse, to_steps
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.spec.declaration import Declaration, plain
-from flaxtrain.text import counted
+from flaxtrain.text import counted, kind_of
 
 __all__ = ["Ema", "Lookahead", "Swa"]
 
@@ -226,7 +227,7 @@ def as_averaging(ema: Any, *, where: str) -> Averaging | None:
         return ema
     if isinstance(ema, bool) or not isinstance(ema, (int, float)):
         raise ArgumentTypeError(
-            f"ema={ema!r} is a {type(ema).__name__}, not an average",
+            f"ema={ema!r} is {kind_of(ema)}, not an average",
             where=where,
             fix="pass the decay of a moving average, ft.Ema(...), ft.Swa(...) or "
             "ft.Lookahead(...)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.durations import Horizon
 from flaxtrain.params.facts import ParamFact
 from flaxtrain.schedules import Schedule

@@ -14,7 +14,8 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering, check_number
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_number
 from flaxtrain.durations import DurationLike, Horizon, parse, to_steps
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import DecayRate

@@ -21,7 +21,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering, check_number
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_number
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim.moments import squared_magnitude
 from flaxtrain.params.facts import ParamFact
@@ -31,6 +32,7 @@ from flaxtrain.spec.clip_z_score import ClipZScore
 from flaxtrain.spec.declaration import as_float, plain
 from flaxtrain.spec.hyperparameters import Number
 from flaxtrain.spec.packed_numbers import PackedNumbers
+from flaxtrain.text import kind_of
 from flaxtrain.typing import Array, ArrayLike
 
 __all__ = ["AdaptiveClip", "ClipBlockRms", "ClipNorm", "ClipValue"]
@@ -197,7 +199,7 @@ def as_clips(clips: Any, clip_norm: Any, *, where: str) -> tuple[Clip, ...]:
     wrong = [clip for clip in found if not isinstance(clip, CLIPS)] if several else [clips]
     if wrong:
         raise ArgumentTypeError(
-            f"clip={wrong[0]!r} is a {type(wrong[0]).__name__}, not a kind of clipping",
+            f"clip={wrong[0]!r} is {kind_of(wrong[0])}, not a kind of clipping",
             where=where,
             fix=f"pass one, or a list, of {known}",
         )

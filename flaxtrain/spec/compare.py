@@ -15,6 +15,7 @@ from flaxtrain.spec.data import encode
 from flaxtrain.spec.declaration import Declaration, defaults_of, names_of
 from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
+from flaxtrain.text import kind_of
 
 # Nothing here is public: `OptSpec.fingerprint` and `OptSpec.diff` are.
 __all__ = []
@@ -73,9 +74,9 @@ def differences(a: Declaration, b: Declaration) -> tuple[str, ...]:
     """
     if type(b) is not type(a):
         raise ArgumentTypeError(
-            f"{b!r} is a {type(b).__name__}, not a {type(a).__name__}",
+            f"{b!r} is {kind_of(b)}, not {kind_of(a)}",
             where=f"{type(a).__name__}.diff",
-            fix=f"pass a {type(a).__name__}",
+            fix=f"pass {kind_of(a)}",
         )
     return tuple(_declarations("", a, b))
 

@@ -19,6 +19,7 @@ from flaxtrain.spec.freeze import Freeze
 from flaxtrain.spec.group import Group
 from flaxtrain.spec.layer_decay import LayerDecay
 from flaxtrain.spec.spikes import Spikes
+from flaxtrain.text import kind_of
 
 # Nothing here is public: `OptSpec.to_dict` and `OptSpec.from_dict` are.
 __all__ = []
@@ -217,7 +218,7 @@ def _declared(kind: Any, row: Any, where: str) -> Any:
 def _sequence(value: Any, where: str) -> list[Any] | tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise ArgumentTypeError(
-            f"{value!r} is a {type(value).__name__}, not a list",
+            f"{value!r} is {kind_of(value)}, not a list",
             where=where,
             fix="pass what OptSpec.to_dict returned",
         )
@@ -227,7 +228,7 @@ def _sequence(value: Any, where: str) -> list[Any] | tuple[Any, ...]:
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ArgumentTypeError(
-            f"{value!r} is a {type(value).__name__}, not a mapping",
+            f"{value!r} is {kind_of(value)}, not a mapping",
             where=where,
             fix="pass what OptSpec.to_dict returned",
         )
@@ -243,7 +244,7 @@ def read_json(text: str) -> Any:
     """
     if not isinstance(text, (str, bytes)):
         raise ArgumentTypeError(
-            f"{text!r} is a {type(text).__name__}, not JSON text",
+            f"{text!r} is {kind_of(text)}, not JSON text",
             where="OptSpec.from_json",
             fix="pass a string; for a mapping use OptSpec.from_dict",
         )

@@ -15,6 +15,7 @@ from flaxtrain.spec.opt_spec import OptSpec
 from flaxtrain.spec.packed_numbers import PackedNumbers
 from flaxtrain.spec.parts import shared_numbers
 from flaxtrain.spec.state import OptState
+from flaxtrain.text import kind_of
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["set_hyperparameters"]
@@ -66,7 +67,7 @@ def set_hyperparameters(
     assignment = getattr(tx, "arguments", {}).get("assignment")
     if not isinstance(inner, OptState) or not isinstance(assignment, Assignment):
         raise ArgumentTypeError(
-            f"a {type(inner).__name__} with tx={type(tx).__name__} was not built from a spec",
+            f"{kind_of(inner)} with tx={type(tx).__name__} was not built from a spec",
             where="set_hyperparameters",
             fix="pass a TrainState of the trainer, or an OptState and the tx that made it",
         )
@@ -89,7 +90,7 @@ def set_hyperparameters(
     for name, value in values.items():
         if value is None or callable(value):
             raise ArgumentTypeError(
-                f"{name}={value!r} is a {type(value).__name__}, not a number",
+                f"{name}={value!r} is {kind_of(value)}, not a number",
                 where=where,
                 fix="pass a number; schedules, and what is off, are said in the spec",
             )

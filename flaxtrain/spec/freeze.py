@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from flaxtrain.checks import answering, check_choice
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_choice
 from flaxtrain.durations import DurationLike, Horizon, parse, to_steps
 from flaxtrain.errors import ArgumentError
 from flaxtrain.params import SelectorLike

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flaxtrain.checks import answering, check_number
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_number
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.optim import TransformationLike
 from flaxtrain.params import DecayChoice, SelectorLike
@@ -21,6 +22,7 @@ from flaxtrain.spec.declaration import (
     hyperparameters_from,
     plain,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.typing import ArrayLike
 
 __all__ = ["Group"]
@@ -99,7 +101,7 @@ class Group(Declaration):
         check_number("lr_mult", lr_mult, minimum=0.0, where=where)
         if name is not None and not isinstance(name, str):
             raise ArgumentTypeError(
-                f"name={name!r} is a {type(name).__name__}", where=where, fix="pass a string"
+                f"name={name!r} is {kind_of(name)}", where=where, fix="pass a string"
             )
         if name is not None and not re.fullmatch(r"[\w.-]+", name):
             raise ArgumentError(
@@ -109,7 +111,7 @@ class Group(Declaration):
             )
         if schedule is not None and not callable(schedule):
             raise ArgumentTypeError(
-                f"schedule={schedule!r} is a {type(schedule).__name__}, not a schedule",
+                f"schedule={schedule!r} is {kind_of(schedule)}, not a schedule",
                 where=where,
                 fix="pass one of flaxtrain.schedules, or a number as learning_rate=",
             )

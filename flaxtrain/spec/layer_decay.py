@@ -13,12 +13,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flaxtrain.checks import answering, check_integer, check_number
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_integer, check_number
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.params.facts import Facts, ParamFact, check_facts
 from flaxtrain.params.layers import LayerIndex, layers
 from flaxtrain.params.select import select
 from flaxtrain.spec.declaration import Declaration
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path
 
 __all__ = ["LayerDecay", "multipliers"]
@@ -77,7 +79,7 @@ class LayerDecay(Declaration):
             layer_of = _checked(layer_of)
         elif layer_of is not None and not callable(layer_of):
             raise ArgumentTypeError(
-                f"layer_of={layer_of!r} is a {type(layer_of).__name__}",
+                f"layer_of={layer_of!r} is {kind_of(layer_of)}",
                 where=where,
                 fix="pass a dict from selectors to layers, or a function of a ParamFact",
             )
@@ -113,7 +115,7 @@ def _checked(given: Any) -> dict[str, int]:
         where = f"LayerDecay(layer_of={{{choice!r}: ...}})"
         if not isinstance(choice, str):
             raise ArgumentTypeError(
-                f"{choice!r} is a {type(choice).__name__}, not the text of a selector",
+                f"{choice!r} is {kind_of(choice)}, not the text of a selector",
                 where=where,
                 fix="write it as text, such as 'encoder/**', or pass a function of a ParamFact",
             )
@@ -150,7 +152,7 @@ def multipliers(layer_decay: LayerDecay, facts: Facts) -> dict[Path, float | np.
     where = "multipliers(layer_decay, facts)"
     if not isinstance(layer_decay, LayerDecay):
         raise ArgumentTypeError(
-            f"layer_decay is a {type(layer_decay).__name__}, not a LayerDecay",
+            f"layer_decay is {kind_of(layer_decay)}, not a LayerDecay",
             where=where,
             fix="pass LayerDecay(rate)",
         )

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from flaxtrain.checks import answering, check_instance
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_instance
 from flaxtrain.durations import Horizon, Resolvable
 from flaxtrain.errors import ArgumentError
 from flaxtrain.optim import NAMED, GradientTransformation, TransformationLike

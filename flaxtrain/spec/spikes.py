@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flaxtrain.checks import answering, check_choice, check_integer, check_number
+from flaxtrain.answering import answering
+from flaxtrain.checks import INT32_MAX, check_choice, check_integer, check_number
 from flaxtrain.durations import DurationLike, Horizon, parse, to_batches, to_steps
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.spec.declaration import Declaration, plain
+from flaxtrain.text import kind_of
 
 __all__ = ["SPIKE_VALUES", "Spikes", "check_skips"]
 
@@ -95,14 +97,14 @@ def check_skips(max_skips: Any, spikes: Any, *, where: str) -> None:
     """Refuses what `OptSpec` can't take for `max_skips` and `spikes`.
 
     Raises:
-        ArgumentError: `max_skips` is less than 1.
+        ArgumentError: `max_skips` is less than 1, or no int32.
         ArgumentTypeError: one of them has the wrong type.
     """
     if max_skips is not None:
-        check_integer("max_skips", max_skips, minimum=1, where=where)
+        check_integer("max_skips", max_skips, minimum=1, maximum=INT32_MAX, where=where)
     if spikes is not None and not isinstance(spikes, Spikes):
         raise ArgumentTypeError(
-            f"spikes={spikes!r} is a {type(spikes).__name__}, not a rule",
+            f"spikes={spikes!r} is {kind_of(spikes)}, not a rule",
             where=where,
             fix="pass spikes=ft.Spikes(z=6.0), or None for no rule",
         )

@@ -26,6 +26,7 @@ from flaxtrain.spec.group import DEFAULT, Group
 from flaxtrain.spec.hyperparameters import adjustable, check_scheduled, extremes_of
 from flaxtrain.spec.layer_decay import LayerDecay
 from flaxtrain.spec.spikes import check_skips
+from flaxtrain.text import kind_of, with_article
 
 if TYPE_CHECKING:
     from flaxtrain.spec.opt_spec import OptSpec
@@ -75,14 +76,14 @@ def as_tuple(values: Any, kind: type[T], *, where: str) -> tuple[T, ...]:
     found = (values,) if isinstance(values, kind) else values
     if not isinstance(found, (tuple, list)):
         raise ArgumentTypeError(
-            f"{values!r} is a {type(values).__name__}, not a list",
+            f"{values!r} is {kind_of(values)}, not a list",
             where=where,
             fix=f"pass a list of {kind.__name__}",
         )
     for index, value in enumerate(found):
         if not isinstance(value, kind):
             raise ArgumentTypeError(
-                f"{value!r} is a {type(value).__name__}, not a {kind.__name__}",
+                f"{value!r} is {kind_of(value)}, not {with_article(kind.__name__)}",
                 where=f"{where}, number {index}",
                 fix=f"pass {kind.__name__}(...)",
             )
@@ -94,7 +95,7 @@ def as_groups(groups: Any, optimizer: Any) -> tuple[Group, ...]:
     found: list[Group] = []
     for group in as_tuple(groups, Group, where="OptSpec(groups=...)"):
         given = group.hyperparameters
-        settled = with_floats(given, group.optimizer or optimizer)
+        settled = with_floats(given, optimizer if group.optimizer is None else group.optimizer)
         own = with_float_arguments(group.optimizer)
         same = own is group.optimizer and same_value(settled, given)
         found.append(group if same else group.replace(optimizer=own, hyperparameters=settled))
@@ -187,7 +188,8 @@ def _check_groups(spec: OptSpec) -> None:
                 fix="pass another name=",
             )
         labels[label] = index
-        _check_own(group, group.optimizer or spec.optimizer, where)
+        own = spec.optimizer if group.optimizer is None else group.optimizer
+        _check_own(group, own, where)
         try:
             merged, factor = spec.merged(group)
         except FlaxtrainError as error:
@@ -282,11 +284,13 @@ def _check_learning_rate(learning_rate: Any, where: str) -> None:
 
 def _check_object(spec: OptSpec, where: str) -> None:
     tx: Any = spec.optimizer
+    named = name_of(tx)
     try:
         with_extra_args(tx)
     except ArgumentTypeError as error:
         raise ArgumentTypeError(
-            f"{name_of(tx)} is a {type(tx).__name__}, not an optimizer",
+            f"{named if named != type(tx).__qualname__ else repr(tx)} is {kind_of(tx)}, "
+            "not an optimizer",
             where="OptSpec(optimizer)",
             fix=f"pass a name ({', '.join(sorted(NAMED))}), or an object with init and update",
         ) from error

@@ -375,6 +375,7 @@ def test_a_value_prints_as_its_call_and_compares_by_its_fields() -> None:
         ({"dtype": "int32"}, ArgumentTypeError, "'int32' is not a floating dtype"),
         ({"dtype": "float31"}, ArgumentTypeError, "'float31' is not a floating dtype"),
         ({"dtype": jnp.complex64}, ArgumentTypeError, "not a floating dtype"),
+        ({"dtype": jnp.float8_e4m3fn}, UnknownNameError, "unknown dtype 'float8_e4m3fn'"),
         ({"select": 3}, ArgumentTypeError, "3"),
         ({"select": None}, ArgumentTypeError, "None"),
         ({"select": "#kernl"}, UnknownNameError, "kernl"),

@@ -142,7 +142,7 @@ def test_values_that_are_no_booleans_are_refused_with_the_parameter(value: Any) 
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_what_is_no_mask_at_all_is_refused() -> None:
-    with pytest.raises(ArgumentTypeError, match=r"decay=3 is a int[^$]*nested dicts of bools"):
+    with pytest.raises(ArgumentTypeError, match=r"decay=3 is an int[^$]*nested dicts of bools"):
         decay_mask(FACTS, 3)  # pyright: ignore[reportArgumentType] -- the mistake under test
 
 
@@ -216,12 +216,12 @@ WRONG: list[tuple[Any, type[FlaxtrainError], str]] = [
     ("a & ", ArgumentError, "nothing where a selector is expected"),
     ("", ArgumentError, "an empty text"),
     ([], ArgumentError, "an empty list"),
-    ([3], ArgumentTypeError, "3 is a int"),
+    ([3], ArgumentTypeError, "3 is an int"),
     (0.9, ArgumentTypeError, r"decay=0.9 is a float[^$]*is called b1, b2 or rho"),
     (None, ArgumentTypeError, "decay=None is a NoneType"),
     (int, ArgumentTypeError, "int is no class of Linen modules"),
     (nn.Dense(2), ArgumentTypeError, "is a Dense"),
-    ({"a": {"b": 1}}, ArgumentTypeError, r"decay\['a'\]\['b'\]=1 is a int, not a bool"),
+    ({"a": {"b": 1}}, ArgumentTypeError, r"decay\['a'\]\['b'\]=1 is an int, not a bool"),
 ]
 
 

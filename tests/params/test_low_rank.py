@@ -94,9 +94,9 @@ def test_params_without_adapters_are_not_split(params: Any) -> None:
 def test_what_can_not_be_joined_is_refused() -> None:
     with pytest.raises(ParameterError, match="already"):
         join_adapters({"lora": {}}, {})
-    with pytest.raises(ArgumentTypeError, match="adapters is a int, not nested dicts"):
+    with pytest.raises(ArgumentTypeError, match="adapters is an int, not nested dicts"):
         join_adapters({}, 3)
-    with pytest.raises(ArgumentTypeError, match="base is a int"):
+    with pytest.raises(ArgumentTypeError, match="base is an int"):
         join_adapters(3, {})
 
 

@@ -148,7 +148,7 @@ def test_wrong_columns_are_refused() -> None:
     with pytest.raises(ParameterError, match="4 missing") as caught:
         overview(FACTS, groups={})
     assert caught.value.where == "overview(facts, groups=)"
-    with pytest.raises(ArgumentTypeError, match="1 is a int, not a str"):
+    with pytest.raises(ArgumentTypeError, match="1 is an int, not a str"):
         overview(FACTS, groups=lambda fact: 1)
     with pytest.raises(ArgumentTypeError, match="not a bool"):
         overview(FACTS, trainable=lambda fact: "yes")

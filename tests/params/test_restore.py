@@ -39,8 +39,8 @@ def test_later_changes_of_the_arguments_change_nothing() -> None:
 
 WRONG = [
     (ArgumentTypeError, {"source": None}, "a NoneType, neither a path nor a tree"),
-    (ArgumentTypeError, {"source": 3}, "a int, neither"),
-    (ArgumentTypeError, {"source": np.zeros(2)}, "a ndarray, neither"),
+    (ArgumentTypeError, {"source": 3}, "an int, neither"),
+    (ArgumentTypeError, {"source": np.zeros(2)}, "an ndarray, neither"),
     (ArgumentTypeError, {"source": ["/a", "/b"]}, "a list, neither"),
     (ArgumentError, {"source": ""}, "is not a path"),
     (ArgumentTypeError, {"renames": {}}, "unexpected keyword argument 'renames'"),
@@ -54,7 +54,7 @@ WRONG = [
     (ArgumentError, {"rename": {"(.*)": r"\g<x>"}}, "unknown group name 'x'"),
     (ArgumentTypeError, {"skip": "head"}, "not a list of patterns"),
     (ArgumentTypeError, {"skip": 3}, "not a list of patterns"),
-    (ArgumentTypeError, {"skip": [3]}, "is a int, not a string"),
+    (ArgumentTypeError, {"skip": [3]}, "is an int, not a string"),
     (ArgumentError, {"skip": ["head/"]}, "an empty level in 'head/'"),
     (ArgumentError, {"skip": [""]}, "an empty level in ''"),
     (ArgumentError, {"skip": ["re:("]}, "is malformed"),
@@ -64,7 +64,7 @@ WRONG = [
     (UnknownNameError, {"reshape": {"pos": "interp"}}, "unknown reshaping 'interp'"),
     (ArgumentTypeError, {"reshape": {"pos": 2}}, "not a way of reshaping"),
     (ArgumentError, {"reshape": {"a//b": "interp2d"}}, "an empty level"),
-    (ArgumentTypeError, {"strict": 1}, "strict=1 is a int"),
+    (ArgumentTypeError, {"strict": 1}, "strict=1 is an int"),
     (UnknownNameError, {"dtype": "exactly"}, "unknown dtype 'exactly'"),
     (ArgumentTypeError, {"dtype": np.float32}, "not a string"),
 ]

@@ -313,7 +313,7 @@ WRONG: list[tuple[Any, type[FlaxtrainError], str, str]] = [
     ("#bias | (re:a[) & b", ArgumentError, "breaks: unterminated character set", "(re:...)"),
     ("re:", ArgumentError, "an empty regular expression", "write a path"),
     ("re:(?x)a # )", ArgumentError, "an unpaired ) in a comment", "leave the comment out"),
-    (3, ArgumentTypeError, "3 is a int", "module class"),
+    (3, ArgumentTypeError, "3 is an int", "module class"),
     (None, ArgumentTypeError, "None is a NoneType", "module class"),
     ({"a": 1}, ArgumentTypeError, "{'a': 1} is a dict", "module class"),
     (int, ArgumentTypeError, "int is no class of Linen modules", "module class"),
@@ -423,7 +423,7 @@ def test_an_error_of_a_function_says_at_which_parameter() -> None:
 def test_the_table_of_facts_comes_first() -> None:
     with pytest.raises(ArgumentTypeError, match="facts is a dict, not a table of facts"):
         select({"kernel": 1}, "kernel")
-    with pytest.raises(ArgumentTypeError, match="params is a int"):
+    with pytest.raises(ArgumentTypeError, match="params is an int"):
         selected_tree(net(), 3, "enc")
 
 

@@ -82,7 +82,7 @@ def test_a_source_of_something_else_is_refused_with_its_path() -> None:
         source_table({"a": jax.ShapeDtypeStruct((2,), np.float32)}, TARGET)
     with pytest.raises(ParameterError, match="the source can't be read: a dict has keys of"):
         source_table({"1": np.ones(1), 1: np.ones(1)}, TARGET)
-    with pytest.raises(ParameterError, match="a ndarray was passed for the variables"):
+    with pytest.raises(ParameterError, match="an ndarray was passed for the variables"):
         Variables.of(np.ones(2))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -158,7 +160,16 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
     (lambda: DynamicScale(max=1e39), ArgumentError, r"max=1e\+39 is no normal float32 number"),
     (lambda: DynamicScale(min=1e-39), ArgumentError, "min=1e-39 is no normal float32 number"),
     (lambda: FixedScale(1e39), ArgumentError, r"value=1e\+39 is no normal float32 number"),
-    (lambda: DynamicScale(growth_interval=2**31), ArgumentError, "2147483648 is no int32"),
+    (
+        lambda: DynamicScale(growth_interval=2**31),
+        ArgumentError,
+        "growth_interval=2147483648 is too large",
+    ),
+    (lambda: DynamicScale(value=1e39), ArgumentError, r"value=1e\+39 is no normal float32"),  # type: ignore[arg-type]
+    (lambda: DynamicScale(value=jnp.ones(2)), ArgumentTypeError, r"value has shape \(2,\)"),
+    (lambda: DynamicScale(count=2**31), ArgumentError, "count=2147483648 is too large"),
+    (lambda: replace(DynamicScale(), factor=1.0), ArgumentError, "factor=1.0 is out of range"),
+    (lambda: replace(DynamicScale(), min=2.0**20), ArgumentError, "init=32768 is not between"),
 ]
 
 
@@ -168,6 +179,46 @@ def test_a_wrong_argument_raises(
 ) -> None:
     with pytest.raises(error, match=text):
         make()
+
+
+FIELDS = [field.name for field in fields(DynamicScale)]
+
+
+@pytest.mark.parametrize("value", ["a", "", None, True, NAN, INF, -1, -1.5, (), object()])
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_field_takes_what_is_no_number_of_its_range(name: str, value: Any) -> None:
+    makers: list[Callable[..., Any]] = [DynamicScale, partial(replace, DynamicScale())]
+    makers += [FixedScale] if name == "value" else []
+    for make in makers:
+        with pytest.raises((ArgumentError, ArgumentTypeError)) as caught:
+            make(**{name: value})
+        assert caught.value.found.startswith(name)
+        assert caught.value.where == getattr(make, "__name__", "DynamicScale")
+
+
+def test_only_a_count_may_be_zero() -> None:
+    assert DynamicScale(count=0).count == 0  # type: ignore[arg-type]
+    for name in set(FIELDS) - {"count"}:
+        with pytest.raises(ArgumentError, match=f"{name}=0"):
+            DynamicScale(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_a_scale_and_a_count_that_are_given_have_the_dtypes_of_the_state() -> None:
+    given = DynamicScale(value=np.float64(8.0), count=3)  # type: ignore[arg-type]
+    assert (given.value.dtype, given.count.dtype) == (jnp.float32, jnp.int32)
+    assert (float(given.value), int(given.count)) == (8.0, 3)
+    # Tracers pass, whatever they will be.
+    traced = jax.jit(lambda value, count: DynamicScale(value=value, count=count))(-1, 2.0)
+    assert (float(traced.value), int(traced.count)) == (-1.0, 2)
+
+
+def test_leaves_are_named_and_rebuilt_as_they_are() -> None:
+    scale = DynamicScale(growth_interval=7)
+    named, structure = jax.tree_util.tree_flatten_with_path(scale)
+    assert [jax.tree_util.keystr(path) for path, _ in named] == [".value", ".count"]
+    again = jax.tree.unflatten(structure, [leaf for _, leaf in named])
+    assert again == scale and jax.tree.structure(again) == structure
+    assert structure != jax.tree.structure(DynamicScale(growth_interval=8))
 
 
 def test_a_training_step_scales_unscales_and_skips_an_overflow() -> None:

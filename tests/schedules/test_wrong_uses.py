@@ -221,7 +221,7 @@ RANGES: list[tuple[Callable[[], Any], str]] = [
     (lambda: exponential_decay(1.0, -10, 0.5), "transition_steps=-10 is out of range"),
     (lambda: exponential_decay(1.0, 10, -0.5), "decay_rate=-0.5 is out of range"),
     (lambda: exponential_decay(1.0, 10, 0.5, -1), "transition_begin=-1 is out of range"),
-    (lambda: exponential_decay(1.0, 10, 0.5, 0, 1), "staircase=1 is a int, not True or False"),
+    (lambda: exponential_decay(1.0, 10, 0.5, 0, 1), "staircase=1 is an int, not True or False"),
     (lambda: exponential_decay(1.0, 10, 0.5, end_value=INF), "end_value=inf is out of range"),
     (
         lambda: warmup_exponential_decay_schedule(0.0, 1.0, -1, 10, 0.5),

@@ -109,7 +109,7 @@ def test_masks_and_objects_are_compared_inside() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_other_things_are_no_specs() -> None:
-    with pytest.raises(ArgumentTypeError, match="'adamw' is a str, not a OptSpec"):
+    with pytest.raises(ArgumentTypeError, match="'adamw' is a str, not an OptSpec"):
         BASE.diff("adamw")  # type: ignore[arg-type]
 
 

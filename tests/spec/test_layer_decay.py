@@ -234,7 +234,7 @@ def applied(layer_decay: Any, facts: Any = None) -> Callable[[], Any]:
         (made(True), ArgumentTypeError, "rate=True is a bool"),
         (made(0.5, -0.1), ArgumentError, "min_scale=-0.1 is out of range"),
         (made(0.5, 1.5), ArgumentError, "min_scale=1.5 is out of range"),
-        (made(0.5, layer_of=3), ArgumentTypeError, "layer_of=3 is a int"),
+        (made(0.5, layer_of=3), ArgumentTypeError, "layer_of=3 is an int"),
         (made(0.5, layer_of=[3]), ArgumentTypeError, "is no list of pairs"),
         (made(0.5, layer_of={("a",): 3}), ArgumentTypeError, "not the text of a selector"),
         (made(0.5, layer_of={"a": -1}), ArgumentError, "the layer=-1 is too small"),

@@ -166,7 +166,7 @@ WRONG: list[tuple[Callable[[], Any], type[FlaxtrainError], str]] = [
     (
         lambda: OptSpec("adamw", 0.1, decay={"head": {"kernel": 1}}),
         ArgumentTypeError,
-        "decay['head']['kernel']=1 is a int, not a bool\n"
+        "decay['head']['kernel']=1 is an int, not a bool\n"
         "  where: OptSpec('adamw')\n"
         "  fix:   pass True where the parameter decays and False where not",
     ),

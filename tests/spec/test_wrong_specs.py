@@ -51,7 +51,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
     "a selector of a number": (
         group(3),
         ArgumentTypeError,
-        ("3 is a int", "where: Group(3)"),
+        ("3 is an int", "where: Group(3)"),
     ),
     "a selector that can't be read": (
         group("(head"),
@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], tuple[str, ...]]
     "a name that is no text": (
         lambda: Group("head", name=3),  # type: ignore[arg-type]
         ArgumentTypeError,
-        ("name=3 is a int", "pass a string"),
+        ("name=3 is an int", "pass a string"),
     ),
     "a negative factor": (
         lambda: Group("head", lr_mult=-1.0),
