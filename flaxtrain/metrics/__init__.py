@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flaxtrain.metrics.gradients import NonFiniteReport, gradient_stats, nonfinite_report
 from flaxtrain.metrics.mean import Mean, Terms
-from flaxtrain.metrics.monoid import compute, empty_like, is_metric, merge
+from flaxtrain.metrics.monoid import compute, empty_like, is_metric, merge, merge_over
 from flaxtrain.metrics.std import Std
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "gradient_stats",
     "is_metric",
     "merge",
+    "merge_over",
     "nonfinite_report",
 ]

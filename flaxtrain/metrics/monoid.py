@@ -6,7 +6,8 @@ and `Std`, a clu `Metric`, a user's own class. A mapping of metrics is one, entr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 from flaxtrain.errors import LossError
 from flaxtrain.metrics.mean import Mean, Terms
 from flaxtrain.metrics.std import Std
+from flaxtrain.text import kind_of
 
-__all__ = ["compute", "empty_like", "is_metric", "merge"]
+__all__ = ["compute", "empty_like", "is_metric", "merge", "merge_over"]
 
 _ZERO_IS_NEUTRAL = (Mean, Terms, Std)
 
@@ -59,6 +61,34 @@ def merge(a: Any, b: Any) -> Any:
     if _shapes(merged) != _shapes(a):
         raise _not_fixed_size(a)
     return merged
+
+
+def merge_over(metric: Any, add: Callable[[Any], Any], gather: Callable[[Any], Any]) -> Any:
+    """Merges the metrics of several programs, each of which holds one.
+
+    Args:
+        metric: that of this program: a metric, or a mapping of metrics.
+        add: returns the sum of an array over all programs.
+        gather: returns an array of all programs, `[programs, ...]`.
+
+    Example:
+        >>> def gather(x):  # two programs that hold the same
+        ...     return jnp.stack([x, x])
+        >>> both = merge_over(Mean.of(3.0), lambda x: sum(gather(x)), gather)
+        >>> float(both.compute()), float(both.weight)
+        (3.0, 2.0)
+    """
+    if isinstance(metric, Mapping):
+        return {name: merge_over(child, add, gather) for name, child in metric.items()}
+    if isinstance(metric, (Mean, Terms)):
+        return jax.tree.map(add, metric)
+    first, *others = _unstacked(jax.tree.map(gather, metric))
+    return functools.reduce(merge, others, first)
+
+
+def _unstacked(stacked: Any) -> list[Any]:
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)]
 
 
 def compute(metric: Any) -> Any:
@@ -114,7 +144,7 @@ def _shapes(metric: Any) -> list[tuple[int, ...]]:
 def _named(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a mapping of {sorted(map(str, value))}"
-    return f"a {type(value).__name__}"
+    return kind_of(value)
 
 
 def _no_metric(value: Any) -> LossError:

@@ -16,6 +16,8 @@ from flaxtrain.train.options import StepOptions
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.recipe_making import make_recipe
 from flaxtrain.train.replay import BadModule
+from flaxtrain.train.replicas import AxisReplicas, OneProgram
+from flaxtrain.train.replicated import with_replicas
 from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import Counters, TrainState, eval_params, eval_state
 from flaxtrain.train.step import eval_step, predict_step, train_step
@@ -28,6 +30,7 @@ __all__ = [
     "NO_AVERAGE",
     "STEP_METRICS",
     "Average",
+    "AxisReplicas",
     "BadArray",
     "BadModule",
     "BatchStatistics",
@@ -41,6 +44,7 @@ __all__ = [
     "LossFn",
     "LossOutput",
     "NoAverage",
+    "OneProgram",
     "PolicyCasts",
     "Recipe",
     "Rows",
@@ -68,4 +72,5 @@ __all__ = [
     "row_outputs",
     "train_step",
     "trial_gradient",
+    "with_replicas",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from flaxtrain.checks import check_instance
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.text import kind_of
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.state import TrainState
 
@@ -40,7 +41,7 @@ def check_call(recipe: Any, state: Any, batch: Any, *, where: str, mask: Any = N
     leaves = jax.tree.leaves(batch)
     if not leaves:
         raise ArgumentTypeError(
-            f"the batch, a {type(batch).__name__}, holds no array",
+            f"the batch, {kind_of(batch)}, holds no array",
             where=where,
             fix="pass a dict or tuple of arrays, one row per example",
         )
@@ -63,7 +64,7 @@ def check_mask(mask: Any, rows: tuple[int, ...], *, where: str) -> None:
     try:
         given = mask if hasattr(mask, "dtype") else jnp.asarray(mask)
     except (TypeError, ValueError):
-        found = f"mask is a {type(mask).__name__}, not an array of bools"
+        found = f"mask is {kind_of(mask)}, not an array of bools"
     else:
         if given.shape != rows:
             found = f"mask has shape {given.shape}, not that of the rows of the batch, {rows}"
@@ -87,7 +88,7 @@ def check_norms(norms: Any) -> None:
     is_array = getattr(norms, "dtype", None) == np.bool_ and np.shape(norms) == ()
     if not (isinstance(norms, bool) or is_array):
         raise ArgumentTypeError(
-            f"norms={norms!r} is a {type(norms).__name__}, not True or False",
+            f"norms={norms!r} is {kind_of(norms)}, not True or False",
             where="train_step",
             fix="pass a bool, or a bool scalar that is traced",
         )

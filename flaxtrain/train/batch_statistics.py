@@ -94,9 +94,11 @@ def add_batch(
         >>> print(found.rows, found.values["batch_stats"]["mean"])
         2 [2.]
     """
-    own = state.replace(rng=fold_key(state.rng, "batch_statistics", statistics.batches))
+    replicas = recipe.replicas
+    key = replicas.key(fold_key(state.rng, "batch_statistics", statistics.batches))
+    own = state.replace(rng=key)
     new = flatten(widened(_formed(recipe, own, batch, mask)))
-    size = Rows.of(batch, mask).examples
+    size = replicas.sum(Rows.of(batch, mask, replicas).examples)
     rows = statistics.rows + size
     apart = {path: new[path] - leaf for path, leaf in flatten(statistics.values).items()}
 
@@ -114,7 +116,8 @@ def _formed(
 ) -> dict[str, Any]:
     """Returns what BatchNorm finds in one batch, at the places where it stores it."""
     calls = _WithoutMomentum()
-    table = flatten(forward(recipe, state, Rows.of(batch, mask), calls=calls)[1])
+    rows = Rows.of(batch, mask, recipe.replicas)
+    table = flatten(forward(recipe, state, rows, calls=calls)[1])
     chosen = {path: leaf for path, leaf in table.items() if path[1:-1] in calls.found}
     if not chosen:
         raise ModelError(

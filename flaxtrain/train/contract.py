@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from flaxtrain.errors import FlaxtrainError, LossError, MissingKeyError, nearest
 from flaxtrain.metrics import Mean, Terms
+from flaxtrain.text import kind_of
 from flaxtrain.train.model import BoundModel
 from flaxtrain.typing import Array, Batch
 
@@ -96,7 +97,7 @@ def call_loss(loss_fn: LossFn, model: BoundModel, batch: Batch) -> LossOutput:
         total = Terms((total,))
     if not isinstance(total, Terms):
         raise LossError(
-            f"the loss is a {type(loss).__name__}",
+            f"the loss is {kind_of(loss)}",
             where="loss_fn",
             fix="return per-example values [batch], a Mean or a scalar",
         )
@@ -114,7 +115,7 @@ def _pair(returned: Any) -> tuple[Any, Mapping[Any, Any]]:
         )
     if not isinstance(returned[1], Mapping):
         array = isinstance(returned[1], Array)
-        kind = "an array" if array else f"a {type(returned[1]).__name__}"
+        kind = "an array" if array else kind_of(returned[1])
         raise LossError(
             f"the second thing that the loss function returned is {kind}, not a dict",
             where="loss_fn",
@@ -189,7 +190,7 @@ def _as_array(name: str, value: Any) -> Array:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise LossError(
-            f"{name!r} is a {type(value).__name__}, not an array",
+            f"{name!r} is {kind_of(value)}, not an array",
             where="loss_fn",
             fix="return per-example values [batch], a Mean, a scalar or a metric object",
         ) from error

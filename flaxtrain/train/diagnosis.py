@@ -28,6 +28,7 @@ from flaxtrain.train.gradient import gradient
 from flaxtrain.train.keys import microbatch_key, step_key
 from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.replay import BadModule, ModuleCalls
+from flaxtrain.train.replicas import ONE_PROGRAM
 from flaxtrain.train.rows import Rows
 from flaxtrain.train.spike_window import SpikeWindow
 from flaxtrain.train.state import TrainState
@@ -233,7 +234,7 @@ def _part(recipe: Recipe, state: TrainState, batch: Batch, mask: ArrayLike | Non
     key = recipe.accumulation.key(step_key(state.rng, state.step), state.accumulated)
     if count == 1:
         return _Part(state, rows, key, None, jax.device_get(_run(recipe, state, rows, key)))
-    now, split = state, rows.microbatches(count)
+    now, split = state, ONE_PROGRAM.microbatches(rows, count)
     last: _Part | None = None
     for index in range(count):
         part = jax.tree.map(lambda leaf, i=index: leaf[i], split)

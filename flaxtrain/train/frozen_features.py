@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.errors import ArgumentError, FlaxtrainError, ModelError
+from flaxtrain.text import with_article
 from flaxtrain.train.cached_loss import CachedLoss
 from flaxtrain.train.dependencies import dependencies
 from flaxtrain.train.forward_pass import forward
@@ -279,7 +280,7 @@ def _check_call(call: WatchedCall, before: Source | None, after: Source | None) 
         raise _depends(f"the output of {name} (mode={call.frozen.mode!r})", after, _FIXES)
     if call.opaque:
         raise ModelError(
-            f"{name} returns a {call.opaque[0]} from {call.method!r}, not arrays",
+            f"{name} returns {with_article(call.opaque[0])} from {call.method!r}, not arrays",
             where=CACHE_FROZEN,
             fix="return arrays, or leave cache_frozen out",
         )

@@ -25,6 +25,7 @@ from flaxtrain.train.forward_pass import forward
 from flaxtrain.train.frozen_features import separated
 from flaxtrain.train.keys import microbatch_key
 from flaxtrain.train.recipe import Recipe
+from flaxtrain.train.replicas import Replicas
 from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import TrainState
 from flaxtrain.typing import Array, Collections, Key, Params, Updates
@@ -39,6 +40,8 @@ Objectives: TypeAlias = Callable[[Terms], list[Array]]
 """From a loss to the numbers that are differentiated, each on its own."""
 
 Differentiated: TypeAlias = tuple[list[Updates], LossOutput, Collections]
+
+_LOSS = "flaxtrain/loss"
 
 
 def gradient(
@@ -56,8 +59,8 @@ def gradient(
 
     Returns:
         The gradient of each objective times the loss scale, trees like the trainable
-        parameters, of their dtype, or of float32 at least where microbatches are summed; what
-        the loss function returned; the collections after the batch.
+        parameters, of float32 at least; what the loss function returned; the collections after
+        the batch. Of several replicas all have those of the whole batch.
 
     Raises:
         BatchError: the batch does not divide into microbatches.
@@ -67,9 +70,33 @@ def gradient(
     accumulation.check_rows(jax.tree.leaves(rows.batch)[0].shape[0])
     run, count = functools.partial(_run, recipe), accumulation.microbatches
     if count == 1:
-        return _differentiated(run, trainable, rows, state, objectives, key)
-    unroll = count if recipe.unroll else 1
-    return _summed(run, trainable, rows.microbatches(count), state, objectives, key, unroll)
+        found = _at_once(recipe, run, trainable, rows, state, objectives, key)
+    else:
+        parts = recipe.replicas.microbatches(rows, count)
+        found = _summed(recipe, run, trainable, parts, state, objectives, key)
+    grads, output, collections = found
+    # Widened first: what is tiny in 16 bits is zero once other parts are added, or the scale
+    # is gone.
+    return recipe.replicas.sum(tree.widened(grads)), output, collections
+
+
+def _at_once(
+    recipe: Recipe,
+    run: Run,
+    trainable: Params,
+    rows: Rows,
+    state: TrainState,
+    objectives: Objectives,
+    key: Key,
+) -> Differentiated:
+    replicas = recipe.replicas
+
+    def shares(loss: Terms) -> list[Array]:
+        return objectives(_share(replicas, loss))
+
+    grads, output, after = _differentiated(run, trainable, rows, state, shares, key)
+    merged = LossOutput(replicas.merged(output.loss), replicas.merged(output.metrics))
+    return grads, merged, after
 
 
 def loss_function(
@@ -86,14 +113,19 @@ def loss_function(
         key: the key of the batch.
     """
     run, count = functools.partial(_run, recipe), recipe.spec.accumulation.microbatches
-    stored, _ = state.split_params()
+    stored, replicas = state.split_params()[0], recipe.replicas
+
+    def whole(loss: Terms) -> Array:
+        return replicas.sum(_share(replicas, loss).compute())
 
     def value(trainable: Params) -> Array:
+        trainable = replicas.same(trainable)
         # Optimizers may be given more exact values than the ones that the model is run with.
         trainable = jax.tree.map(lambda new, old: new.astype(old.dtype), trainable, stored)
         if count == 1:
-            return run(trainable, rows, state, key)[0].loss.compute()
-        entries = _Entry(jnp.arange(count, dtype=jnp.int32), rows.microbatches(count))
+            return whole(run(trainable, rows, state, key)[0].loss)
+        parts = replicas.microbatches(rows, count)
+        entries = _Entry(jnp.arange(count, dtype=jnp.int32), parts)
 
         # What is differentiated keeps the activations of one microbatch.
         @jax.checkpoint
@@ -102,16 +134,16 @@ def loss_function(
             now = state.replace(collections=before)
             own = microbatch_key(key, entry.number)
             output, after = run(trainable, entry.rows, now, own)
-            new = _unless_empty(terms.merge(output.loss), terms, entry.rows)
+            new = _unless_empty(replicas, terms.merge(output.loss), terms, entry.rows)
             weights = [term.weight > 0 for term in output.loss.terms]
-            counts = functools.reduce(jnp.logical_or, weights)
+            counts = replicas.any(functools.reduce(jnp.logical_or, weights))
             return (new, tree.where(counts, after, before)), None
 
         first = jax.tree.map(lambda leaf: leaf[0], entries.rows)
         loss = jax.eval_shape(lambda: run(trainable, first, state, key)[0].loss)
         start = (empty_like(loss), state.collections)
         unroll = count if recipe.unroll else 1
-        return jax.lax.scan(add, start, entries, unroll=unroll)[0][0].compute()
+        return whole(jax.lax.scan(add, start, entries, unroll=unroll)[0][0])
 
     return value
 
@@ -161,18 +193,20 @@ class _Entry(NamedTuple):
 
 
 def _summed(
+    recipe: Recipe,
     run: Run,
     trainable: Params,
     microbatches: Rows,
     state: TrainState,
     objectives: Objectives,
     key: Key,
-    unroll: int,
 ) -> Differentiated:
+    replicas = recipe.replicas
+
     def weights(entry: _Entry) -> list[Array]:
         output, _ = run(trainable, entry.rows, state, microbatch_key(key, entry.number))
         found = [jnp.asarray(term.weight) for term in output.loss.terms]
-        return _unless_empty(found, tree.zeros_like(found), entry.rows)
+        return _unless_empty(replicas, found, tree.zeros_like(found), entry.rows)
 
     def add(
         carry: tuple[_Sums, Collections], scanned: tuple[_Entry, Array]
@@ -185,26 +219,35 @@ def _summed(
         now, own = state.replace(collections=before), microbatch_key(key, number)
         grads, output, after = _differentiated(run, trainable, rows, now, shares, own)
         new = _Sums(
-            tree.add(sums.grads, tree.widened(grads)), merge(sums.metrics, output.metrics)
+            tree.add(sums.grads, tree.widened(grads)), merge(sums.metrics, _summed_up(output))
         )
-        return (_unless_empty(new, sums, rows), tree.where(counts, after, before)), None
+        kept = _unless_empty(replicas, new, sums, rows)
+        return (kept, tree.where(counts, after, before)), None
 
     count = jax.tree.leaves(microbatches)[0].shape[0]
     entries = _Entry(jnp.arange(count, dtype=jnp.int32), microbatches)
-    found = _of_each(weights, entries, unroll)
+    unroll = count if recipe.unroll else 1
+    found = replicas.sum(_of_each(weights, entries, unroll))
     totals = [jnp.sum(weight) for weight in found]
     counts = functools.reduce(jnp.logical_or, [weight > 0 for weight in found])
     first = jax.tree.map(lambda leaf: leaf[0], microbatches)
     output = jax.eval_shape(lambda: run(trainable, first, state, key)[0])
-    metrics, several = output.metrics, jax.eval_shape(objectives, output.loss)
+    several = jax.eval_shape(objectives, output.loss)
     zeros = tree.zeros_like(tree.widened(trainable))
-    start = _Sums([zeros for _ in several], empty_like(metrics))
+    start = _Sums([zeros for _ in several], empty_like(_summed_up(output)))
     (sums, collections), _ = jax.lax.scan(
         add, (start, state.collections), (entries, counts), unroll=unroll
     )
     # Its weights are the totals, which are constants where those of the microbatches are.
-    loss = _rescaled(sums.metrics["loss"], totals)
-    return sums.grads, LossOutput(loss, sums.metrics), collections
+    metrics = replicas.merged(sums.metrics)
+    loss = _rescaled(metrics.pop(_LOSS, metrics["loss"]), totals)
+    return sums.grads, LossOutput(loss, metrics), collections
+
+
+def _summed_up(output: LossOutput) -> dict[str, Any]:
+    """Returns the metrics, and the loss where a metric of a collection has taken its name."""
+    metrics = output.metrics
+    return metrics if isinstance(metrics["loss"], Terms) else {**metrics, _LOSS: output.loss}
 
 
 def _of_each(
@@ -222,13 +265,20 @@ def _of_each(
     return [jnp.broadcast_to(weight, entries.number.shape) for weight in weights(first)]
 
 
-def _unless_empty(new: Any, old: Any, rows: Rows) -> Any:
+def _unless_empty(replicas: Replicas, new: Any, old: Any, rows: Rows) -> Any:
     """Leaves out a microbatch of padding alone: statistics over no rows are NaN."""
-    return new if rows.real is None else tree.where(jnp.any(rows.real), new, old)
+    if rows.real is None:
+        return new
+    return tree.where(replicas.any(jnp.any(rows.real)), new, old)
+
+
+def _share(replicas: Replicas, loss: Terms) -> Terms:
+    """Returns the part of the whole batch's loss that one replica has."""
+    return _rescaled(loss, replicas.sum([term.weight for term in loss.terms]))
 
 
 def _rescaled(loss: Terms, totals: list[Array]) -> Terms:
-    """Returns the part of the whole batch's loss that one microbatch is: sums over totals."""
+    """Returns the part of the whole batch's loss that some rows are: sums over totals."""
     return Terms(
         tuple(Mean(term.sum, total) for term, total in zip(loss.terms, totals, strict=True))
     )

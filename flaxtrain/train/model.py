@@ -24,6 +24,7 @@ from flaxtrain.train.flags import TRAIN_FLAGS
 from flaxtrain.train.frozen_calls import AS_THEY_COME, Calls
 from flaxtrain.train.frozen_modules import NOTHING_FROZEN, FrozenModules
 from flaxtrain.train.keys import stream_key
+from flaxtrain.train.replicas import ONE_PROGRAM, Replicas
 from flaxtrain.train.row_mask import row_mask
 from flaxtrain.typing import Array, Collections, Key, Params
 
@@ -73,6 +74,7 @@ class BoundModel:
         frozen: the frozen modules, which run as in evaluation.
         evaluation_error: why not all variables of evaluation were made; None where they were.
         casts: the dtypes in which the model runs.
+        replicas: which have the other rows of the batch.
 
     Attributes:
         mask: see above. Give it to every `Mean` of your own: `Mean.of(values, model.mask)`.
@@ -98,6 +100,7 @@ class BoundModel:
         frozen: FrozenModules = NOTHING_FROZEN,
         evaluation_error: str | None = None,
         casts: Casts = AS_WRITTEN,
+        replicas: Replicas = ONE_PROGRAM,
     ) -> None:
         self.module, self.params = module, params
         self.collections: dict[str, Any] = dict(collections or {})
@@ -107,7 +110,7 @@ class BoundModel:
         self._rng, self._streams = rng, streams
         self._sown_names, self._frozen = sown, frozen if train else NOTHING_FROZEN
         self._calls, self._evaluation_error = 0, evaluation_error
-        self._casts = casts
+        self._casts, self._replicas = casts, replicas
 
     @property
     def train(self) -> bool:
@@ -132,12 +135,20 @@ class BoundModel:
             self._frozen.applied(rngs) as frozen_rngs,
             self.frozen_calls.applied(self._frozen, rngs) as call_rngs,
             row_mask(self.mask, rngs) as extra_rngs,
+            self._replicas.statistics(rngs) as replica_rngs,
             _explained(self.module, self.train, self._evaluation_error),
         ):
             output = self.module.apply(
                 {"params": self._casts.params(self.params), **self.collections},
                 *args,
-                rngs={**rngs, **cast_rngs, **frozen_rngs, **call_rngs, **extra_rngs},
+                rngs={
+                    **rngs,
+                    **cast_rngs,
+                    **frozen_rngs,
+                    **call_rngs,
+                    **extra_rngs,
+                    **replica_rngs,
+                },
                 mutable=mutable or False,
                 method=method,
                 **kwargs,

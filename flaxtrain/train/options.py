@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flaxtrain.checks import answering_class
+from flaxtrain.answering import answering_class
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.params import selector
 from flaxtrain.precision import UNSCALED, DynamicScale, LossScale, NoScale, Policy, Precision
 from flaxtrain.spec.validate import SPEC_ARGUMENTS
+from flaxtrain.text import kind_of
 
 __all__ = ["StepOptions"]
 
@@ -53,8 +54,8 @@ class StepOptions:
                 object.__setattr__(self, "notes", (note,))
         if isinstance(self.loss_scale, type) or not isinstance(self.loss_scale, LossScale):
             raise ArgumentTypeError(
-                f"loss_scale={self.loss_scale!r} is a {type(self.loss_scale).__name__}, not a "
-                "loss scale",
+                f"loss_scale={self.loss_scale!r} is {kind_of(self.loss_scale)}, "
+                "not a loss scale",
                 where="loss_scale=...",
                 fix="pass ft.NoScale(), ft.FixedScale(2.0**15) or ft.DynamicScale()",
             )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from flaxtrain.checks import check_integer
+from flaxtrain.checks import SEED_MAX, check_integer
 from flaxtrain.errors import FlaxtrainError
 from flaxtrain.optim import GradientTransformation
 from flaxtrain.params import Adapters, Facts, LoRA, ParamFact, join_adapters
@@ -37,6 +37,7 @@ from flaxtrain.train.keys import step_key
 from flaxtrain.train.model import BoundModel
 from flaxtrain.train.options import StepOptions
 from flaxtrain.train.probe import Probe
+from flaxtrain.train.replicas import ONE_PROGRAM, Replicas
 from flaxtrain.train.spike_window import spike_rule
 from flaxtrain.train.state import TrainState
 from flaxtrain.train.supervised import SupervisedLoss
@@ -73,6 +74,7 @@ class Recipe:
         output: shape and dtype of the model's output where the loss is supervised, else None.
         options: how a training step is made.
         casts: the dtypes in which parameters are stored and the model runs.
+        replicas: which have the other rows of a batch, where a program sees a part of them.
     """
 
     module: nn.Module
@@ -93,6 +95,7 @@ class Recipe:
     output: Any
     options: StepOptions
     casts: Casts
+    replicas: Replicas = ONE_PROGRAM
     _by_phase: dict[int, Recipe] = field(default_factory=dict, repr=False)
     _with_features: dict[Any, Recipe] = field(default_factory=dict, repr=False)
 
@@ -195,7 +198,7 @@ class Recipe:
             seed: as for `init`.
         """
         if not isinstance(seed, jax.Array):
-            check_integer("seed", seed, minimum=0, where="Recipe.init")
+            check_integer("seed", seed, minimum=0, maximum=SEED_MAX, where="Recipe.init")
         key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
         variables = _initial(self, key)
         params = variables.pop("params", {})
@@ -293,6 +296,7 @@ class Recipe:
             frozen=self.frozen,
             evaluation_error=self.probe.evaluation_error,
             casts=self.casts,
+            replicas=self.replicas,
             **rows,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flaxtrain.checks import answering_with
+from flaxtrain.answering import answering_with
 from flaxtrain.data.inputs import model_inputs, target
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentTypeError, EmptyDatasetError
@@ -19,6 +19,7 @@ from flaxtrain.spec import (
     check_carries,
 )
 from flaxtrain.spec.validate import SPEC_ARGUMENTS
+from flaxtrain.text import kind_of
 from flaxtrain.train.contract import LossFn
 from flaxtrain.train.model import call_arguments
 from flaxtrain.train.options import StepOptions
@@ -150,7 +151,7 @@ def _check_types(**given: Any) -> None:
         optional = name == "adapters" and value is None
         if not (optional or isinstance(value, kinds[name])):
             raise ArgumentTypeError(
-                f"{name}={value!r} is a {type(value).__name__}, no {kinds[name].__name__}",
+                f"{name}={value!r} is {kind_of(value)}, no {kinds[name].__name__}",
                 where="make_recipe",
                 fix=f"pass an instance of {kinds[name].__name__}",
             )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flaxtrain.data.inputs import example_weights
 from flaxtrain.errors import BatchError
+from flaxtrain.train.replicas import ONE_PROGRAM, Replicas
 from flaxtrain.typing import Array, ArrayLike, Batch
 
 __all__ = ["Rows"]
@@ -28,7 +29,7 @@ class Rows(NamedTuple):
     weight: Array | None = None
 
     @classmethod
-    def of(cls, batch: Batch, mask: ArrayLike | None) -> Rows:
+    def of(cls, batch: Batch, mask: ArrayLike | None, replicas: Replicas = ONE_PROGRAM) -> Rows:
         """Joins the padding mask with the batch's own `mask` and `weight` entries.
 
         In place of rows that don't count stands a real one. A NaN there would reach the
@@ -38,6 +39,7 @@ class Rows(NamedTuple):
         Args:
             batch: the batch; every leaf `[rows, ...]`.
             mask: bool `[rows]`, False for padding; None for a full batch.
+            replicas: which have the other rows; one that has no real row takes that of another.
 
         Raises:
             BatchError: the leaves differ in their leading axes.
@@ -63,7 +65,13 @@ class Rows(NamedTuple):
         if mask is not None:
             joined = jnp.where(jnp.asarray(mask), joined, jnp.zeros((), joined.dtype))
         counts = joined != 0
-        return cls(jax.tree.map(lambda leaf: _kept(leaf, counts), batch), counts, joined)
+        first_row = replicas.first_row(counts)
+
+        def kept(leaf: Array) -> Array:
+            selector = counts.reshape(counts.shape + (1,) * (leaf.ndim - 1))
+            return jnp.where(selector, leaf, jnp.broadcast_to(first_row(leaf), leaf.shape))
+
+        return cls(jax.tree.map(kept, batch), counts, joined)
 
     @property
     def examples(self) -> Array:
@@ -71,13 +79,3 @@ class Rows(NamedTuple):
         if self.real is None:
             return jnp.asarray(jax.tree.leaves(self.batch)[0].shape[0], jnp.int32)
         return jnp.sum(self.real, dtype=jnp.int32)
-
-    def microbatches(self, count: int) -> Rows:
-        """Returns the same rows as `[count, rows / count, ...]`, in their order."""
-        return jax.tree.map(lambda leaf: jnp.reshape(leaf, (count, -1, *leaf.shape[1:])), self)
-
-
-def _kept(leaf: Array, counts: Array) -> Array:
-    selector = counts.reshape(counts.shape + (1,) * (leaf.ndim - 1))
-    real = jax.lax.dynamic_index_in_dim(jnp.asarray(leaf), jnp.argmax(counts), keepdims=True)
-    return jnp.where(selector, leaf, jnp.broadcast_to(real, leaf.shape))

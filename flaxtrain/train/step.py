@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
 from flaxtrain.data.inputs import model_inputs
 from flaxtrain.metrics.monoid import empty_like
 from flaxtrain.train.arguments import check_call, check_norms
@@ -31,7 +31,7 @@ from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import TrainState
 from flaxtrain.train.update import Change, Found, single
 from flaxtrain.train.verdict import halts, verdict
-from flaxtrain.tree import add, sum_of_squares, where, widened
+from flaxtrain.tree import add, sum_of_squares, where
 from flaxtrain.typing import Array, ArrayLike, Batch, Updates
 
 __all__ = ["eval_step", "predict_step", "train_step"]
@@ -85,17 +85,18 @@ def train_step(
     """
     check_call(recipe, state, batch, where="train_step", mask=mask)
     check_norms(norms)
-    accumulation, rows = recipe.accumulation, Rows.of(batch, mask)
-    key = accumulation.key(step_key(state.rng, state.step), state.accumulated)
+    accumulation, replicas = recipe.accumulation, recipe.replicas
+    rows = Rows.of(batch, mask, replicas)
+    key = replicas.key(accumulation.key(step_key(state.rng, state.step), state.accumulated))
     grads, output, collections = gradient(recipe, state, rows, accumulation.objectives, key)
-    # Widened first: what is tiny in 16 bits is zero once the scale is gone.
-    grads = state.loss_scale.unscale(widened(grads))
+    grads = state.loss_scale.unscale(grads)
     # That of the batch: terms may pull in opposite directions.
     grad_norm = _norm(functools.reduce(add, grads))
-    decided = verdict(state, output.loss, grad_norm, collections, rows.examples)
+    examples = replicas.sum(rows.examples)
+    decided = verdict(state, output.loss, grad_norm, collections, examples)
     used = state.loss_scale
     halted = halts(recipe.spec, state.counters, decided, used.at_minimum)
-    found = Found(grads, grad_norm, output.loss, collections, rows.examples)
+    found = Found(grads, grad_norm, output.loss, collections, examples)
     value = loss_function(recipe, state, rows, key)
     functions = {"value_fn": value} if accumulation.every_batch else {}
     state, step_metrics = Change(recipe, state, functions).made(found, decided, halted, norms)
@@ -144,7 +145,8 @@ def eval_step(
         ArgumentError: the mask has another number of rows than the batch.
     """
     check_call(recipe, state, batch, where="eval_step", mask=mask)
-    return forward(recipe, state, Rows.of(batch, mask), train=False)[0].metrics
+    rows = Rows.of(batch, mask, recipe.replicas)
+    return recipe.replicas.merged(forward(recipe, state, rows, train=False)[0].metrics)
 
 
 @answering

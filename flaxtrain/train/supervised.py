@@ -17,6 +17,7 @@ from flaxtrain.losses import (
     softmax_cross_entropy_with_integer_labels,
     squared_error,
 )
+from flaxtrain.text import kind_of
 from flaxtrain.typing import Array, Batch
 
 __all__ = ["SUPERVISED", "SupervisedLoss", "check_labels", "check_loss", "infer_loss"]
@@ -95,7 +96,7 @@ def check_loss(loss: Any) -> None:
         raise unknown_name("loss", loss, SUPERVISED, where="Trainer(loss=...)")
     if not callable(loss):
         raise ArgumentTypeError(
-            f"loss={loss!r} is a {type(loss).__name__}",
+            f"loss={loss!r} is {kind_of(loss)}",
             where="Trainer(loss=...)",
             fix="pass a function loss_fn(model, batch), the name of a loss, or None",
         )
@@ -127,7 +128,7 @@ def _check_fit(loss: SupervisedLoss, prediction: Any, wanted: Any) -> None:
 
 def _misfit(classifies: bool, prediction: Any, wanted: Any) -> str | None:
     if not hasattr(prediction, "shape"):
-        return f"the model returns a {type(prediction).__name__}, not one array"
+        return f"the model returns {kind_of(prediction)}, not one array"
     if not classifies:
         if prediction.shape == wanted.shape:
             return None

@@ -112,14 +112,24 @@ class Change:
 
         plain, measuring = (partial(emit, measured=measured) for measured in (False, True))
         branches = [reject, *([] if self._accumulation.every_batch else [keep])]
-        last = len(branches)
         if isinstance(norms, bool):
-            branches += [measuring if norms else plain]
+            # Nested: of a conditional of three branches in a loop over steps, XLA makes a copy
+            # of the state in every step.
+            state, norm, vector = jax.lax.cond(
+                emits,
+                measuring if norms else plain,
+                lambda operands: jax.lax.switch(
+                    decided.accept.astype(jnp.int32), branches, operands
+                ),
+                (self._state, found),
+            )
         else:
+            last = len(branches) + norms.astype(jnp.int32)
+            index = jnp.where(decided.accept, jnp.where(self._emits, last, 1), 0)
             branches += [plain, measuring]
-            last += norms.astype(jnp.int32)
-        index = jnp.where(decided.accept, jnp.where(self._emits, last, 1), 0)
-        state, norm, vector = jax.lax.switch(index, branches, (self._state, found))
+            state, norm, vector = jax.lax.switch(index, branches, (self._state, found))
+        # Else the compiler has each branch return them once more, as those want them who read.
+        state = state.replace(counters=jax.lax.optimization_barrier(state.counters))
         values = self._names.unflatten(list(vector))
         return state, {"grad_norm": Mean(norm, emits.astype(jnp.float32)), **values}
 

@@ -122,7 +122,7 @@ WRONG: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "a metric of clu as loss": (
         lambda m, b: clu_metrics.Average.from_model_output(VALUES),
         None,
-        "the loss is a Average",
+        "the loss is an Average",
     ),
     "a reserved name": (
         lambda m, b: (per_example(m, b), {"grad_norm": per_example(m, b)}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import clu.metrics
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from flaxtrain.errors import BatchError
 from flaxtrain.train import microbatch_key
 from flaxtrain.train.keys import step_key
 from tests.models import CNN, GPT, MLP
-from tests.runs import AS_IT_COMES
+from tests.runs import AS_IT_COMES, FLOAT32_BAR
 from tests.train.test_padding_is_exact import numbers
 
 # Everything is float64, and sums are formed in another order.
@@ -124,6 +125,22 @@ def test_each_term_of_the_loss_of_a_scanned_transformer_is_divided_by_its_own_we
         at_once = step(module, language(), 1, mask, several_terms)
         for count in (2, 8):  # of eight microbatches the last two are padding
             assert_same(at_once, step(module, language(), count, mask, several_terms))
+
+
+def test_a_collection_may_have_a_metric_with_the_name_of_the_loss() -> None:
+    spec = ft.OptSpec("sgd", learning_rate=1.0, accumulate=2)
+    average = clu.metrics.Average.from_output("loss")
+    metrics = clu.metrics.Collection.create(loss=average)
+    recipe = ft.make_recipe(MLP(), spec, BATCHES["all rows"][0], metrics=metrics)
+    _, found = jax.jit(ft.train_step, static_argnums=0)(
+        recipe, recipe.init(0), BATCHES["all rows"][0]
+    )
+    plain = recipe_of(MLP(), BATCHES["all rows"][0], 1)
+    _, expected = jax.jit(ft.train_step, static_argnums=0)(
+        plain, plain.init(0), BATCHES["all rows"][0]
+    )
+    loss = float(expected["loss"].compute())
+    assert float(found["loss"].compute()) == pytest.approx(loss, rel=FLOAT32_BAR)
 
 
 def by_hand(recipe: ft.Recipe, batch: Any, count: int) -> tuple[Any, Any, float]:

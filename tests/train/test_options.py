@@ -30,7 +30,7 @@ def test_options_are_values_with_arrays_in_their_loss_scale_too() -> None:
         ({"precision": "bf61"}, UnknownNameError, "unknown precision 'bf61'"),
         ({"precision": None}, ArgumentTypeError, "not a policy"),
         ({"precision": Precision("f32", {"#bais": "c=f32"})}, UnknownNameError, "bais"),
-        ({"precision": Precision("f32", {3: "c=f32"})}, ArgumentTypeError, "3 is a int"),
+        ({"precision": Precision("f32", {3: "c=f32"})}, ArgumentTypeError, "3 is an int"),
     ],
 )
 def test_wrong_arguments_are_refused(
