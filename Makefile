@@ -18,16 +18,18 @@ export NPROC ?= 2
 # pyright comes bundled in its wheel: don't ask the network for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo finetune test check format pytest slow parity docs build clean
+.PHONY: help demo demo-2proc finetune test check format pytest devices slow parity docs build clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install into $(VENV), train the default run, print its metrics"
+	@echo "make demo-2proc  train in two processes of this machine, compare with one"
 	@echo "make finetune  compare ways of fine-tuning on the same data, print a table"
 	@echo "make test    everything that must pass: check, pytest with doctests, docs"
 	@echo "make check   format, lint and types only"
 	@echo "make format  rewrite the files in the house style"
+	@echo "make devices the tests on eight CPU devices; part of make test"
 	@echo "make slow    the tests that take minutes"
 	@echo "make parity  measure every optimizer against optax, write docs/parity.md (half an hour)"
 	@echo "make docs    build docs/_build/html"
@@ -53,10 +55,13 @@ $(VENV)/installed-build: pyproject.toml | $(BIN)/python
 demo: $(VENV)/installed
 	$(BIN)/python -m tasks.digits
 
+demo-2proc: $(VENV)/installed
+	$(BIN)/python -m tasks.digits_in_processes
+
 finetune: $(VENV)/installed
 	$(BIN)/python -m tasks.finetune_digits
 
-test: check pytest docs
+test: check pytest devices docs
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -70,9 +75,14 @@ format: $(VENV)/installed-test
 pytest: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
+# In a process of its own: the number of devices is fixed when a backend starts.
+devices: $(VENV)/installed-test
+	DEVICES=8 NPROC=8 $(BIN)/python -m pytest tests/devices $(ARGS)
+
 # Sets XLA_FLAGS, if to nothing: conftest.py then leaves it alone, and programs are a user's.
 slow: $(VENV)/installed-test
 	XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest -m slow $(ARGS)
+	DEVICES=8 NPROC=8 XLA_FLAGS="$$XLA_FLAGS" $(BIN)/python -m pytest -m slow tests/devices $(ARGS)
 
 parity: $(VENV)/installed-test
 	$(BIN)/python -m tests.parity.report

@@ -10,6 +10,8 @@
   milliseconds. What is compared with optax bit for bit, or looked at as a compiled program, is
   compiled as a user's is (`AS_IT_COMES` in tests/runs.py), and so is everything with
   `XLA_FLAGS=` set from outside, as `make slow` does.
+- With `DEVICES=8` the process has eight CPU devices, for tests/devices, which are left out
+  otherwise: the device count is part of what bitwise comparisons hold for.
 - A rank promotion is an error: `[batch] - [batch, 1]` is a bug that runs.
 - jaxtyping and beartype, where installed, check every annotation of flaxtrain on every call.
 
@@ -28,7 +30,9 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("NPROC", "2")
+DEVICES = os.environ.get("DEVICES", "")
+# With fewer threads than devices, these wait for one another.
+os.environ.setdefault("NPROC", DEVICES or "2")
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="flaxtrain-tests-", ignore_cleanup_errors=True)
@@ -41,6 +45,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Later versions have no second emitter of loops, and end the process at an unknown flag.
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
+if DEVICES:
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={DEVICES}"
 
 import hypothesis
 import jax
@@ -58,6 +64,8 @@ hypothesis.settings.load_profile("tests")
 
 # A script that needs scikit-learn, run by hand to make the embedded data set once more.
 collect_ignore = ["tests/golden/make_digits.py"]
+if not DEVICES:
+    collect_ignore.append("tests/devices")
 
 CHECKS_TYPES = all(importlib.util.find_spec(name) for name in ("jaxtyping", "beartype"))
 if CHECKS_TYPES:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.errors import ArgumentTypeError, DataError
+from flaxtrain.text import kind_of
 from flaxtrain.tree import path_name
 from flaxtrain.typing import ArrayLike, Batch, HostTree
 
@@ -74,7 +75,7 @@ def save_batch(path: str | Path, batch: Batch, mask: ArrayLike | None = None) ->
 def _as_path(path: Any, *, where: str) -> Path:
     if not isinstance(path, (str, Path)):
         raise ArgumentTypeError(
-            f"path={path!r} is a {type(path).__name__}, not a path",
+            f"path={path!r} is {kind_of(path)}, not a path",
             where=where,
             fix="pass a string or a pathlib.Path",
         )
@@ -88,7 +89,7 @@ def _described(node: Any, path: tuple[str, ...], arrays: dict[str, np.ndarray]) 
     if isinstance(node, dict):
         for key in node:
             if not isinstance(key, str):
-                raise _refused(path, f"has the key {key!r}, a {type(key).__name__}")
+                raise _refused(path, f"has the key {key!r}, {kind_of(key)}")
         children = {k: _described(child, (*path, k), arrays) for k, child in node.items()}
         return {"dict": children}
     if type(node) in (tuple, list):
@@ -109,7 +110,7 @@ def _array(leaf: Any, path: tuple[str, ...]) -> np.ndarray:
         raise _refused(path, "is a typed key")
     plain = isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
     if not plain:
-        raise _refused(path, f"is a {type(leaf).__name__}")
+        raise _refused(path, f"is {kind_of(leaf)}")
     array = np.asarray(leaf)
     if not (array.dtype == bool or jnp.issubdtype(array.dtype, np.number)):
         raise _refused(path, f"has dtype {array.dtype}")

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from flaxtrain.checks import answering, check_integer
+from flaxtrain.answering import answering
+from flaxtrain.checks import check_integer
 from flaxtrain.data.host import Place, as_arrays, count_rows
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError, EmptyDatasetError
 from flaxtrain.typing import Batch, HostTree

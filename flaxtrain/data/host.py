@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.errors import BatchError, DataError
+from flaxtrain.text import kind_of
 from flaxtrain.tree import named_leaves, path_name
 from flaxtrain.typing import HostTree
 
@@ -111,7 +112,7 @@ def _leaf(node: Any, name: str, place: Place) -> np.ndarray:
     if not is_array(node):
         scalar = isinstance(node, (bool, int, float, complex))
         raise place.problem(
-            f"{name} is a {type(node).__name__}, not an array",
+            f"{name} is {kind_of(node)}, not an array",
             _SINGLE
             if scalar
             else "batches hold numpy or jax arrays: make it one, or leave it out",
@@ -120,7 +121,7 @@ def _leaf(node: Any, name: str, place: Place) -> np.ndarray:
         array = np.asarray(node)
     except Exception as error:
         raise place.problem(
-            f"{name} is a {type(node).__name__} that numpy can't read: {error}",
+            f"{name} is {kind_of(node)} that numpy can't read: {error}",
             "yield numpy arrays, or tensors in host memory that need no gradient",
         ) from error
     if not _is_numeric(array.dtype):

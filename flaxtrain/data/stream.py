@@ -15,6 +15,7 @@ from flaxtrain.data.host import Place, canonical_tree, is_array
 from flaxtrain.data.iterables import IterableStream
 from flaxtrain.data.padding import HostBatch, full, pad_arrays
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, BatchError
+from flaxtrain.text import kind_of
 from flaxtrain.typing import HostTree
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Stream", "as_stream", "is_arrays"]
@@ -214,8 +215,7 @@ def as_stream(
         return ArrayStream(source, default_size=batch_size is None)
     if batch_size is not None:
         raise ArgumentError(
-            f"batch_size={batch_size} was given for a {type(ds).__name__}, which has batches "
-            "already",
+            f"batch_size={batch_size} was given for {kind_of(ds)}, which has batches already",
             where="the data set",
             fix="leave batch_size out, or pass a dict or tuple of arrays",
         )
@@ -237,7 +237,7 @@ def _refuse_ambiguous(ds: Any) -> None:
         )
     if isinstance(ds, (str, bytes)):
         raise ArgumentTypeError(
-            f"{ds!r} is a {type(ds).__name__}, not a data set",
+            f"{ds!r} is {kind_of(ds)}, not a data set",
             where="the data set",
             fix="load the file first, and pass its arrays",
         )

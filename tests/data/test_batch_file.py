@@ -58,7 +58,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "dates": ((np.ones(2), np.zeros(2, "M8[s]")), "1 has dtype datetime64"),
     "records": (np.zeros(2, [("a", "f4")]), "the batch has dtype"),
     "typed keys": ({"key": jax.random.key(0)}, "key is a typed key"),
-    "a number as key": ({"x": {3: np.ones(2)}}, "x has the key 3, a int"),
+    "a number as key": ({"x": {3: np.ones(2)}}, "x has the key 3, an int"),
     "a named tuple": ({"both": Pair(np.ones(2), np.ones(2))}, "both is a Pair"),
 }
 

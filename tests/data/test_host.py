@@ -98,7 +98,7 @@ WRONG = [
     ({"label": [1, 2, 3]}, "label is a list of int, not an array"),
     ({"text": ["a", "b"]}, "text is a list of str, not an array"),
     ({"text": "a"}, "text is a str, not an array"),
-    ({"x": 3}, "x is a int, not an array"),
+    ({"x": 3}, "x is an int, not an array"),
     ((np.ones(2), None), "1 is a NoneType, not an array"),
     ({"x": np.float32(3)}, r"x is a single number of shape \(\)"),
     ({"a": {"b": np.array(["u", "v"])}}, "a/b has dtype <U1"),
@@ -111,7 +111,7 @@ WRONG = [
         "x is a Tensor that numpy can't read: can't read",
     ),
     ({0: np.ones(2)}, "the batch has the key 0, not a string"),
-    (7, "the batch is a int, not an array"),
+    (7, "the batch is an int, not an array"),
 ]
 
 

@@ -242,7 +242,7 @@ def test_a_data_set_of_single_examples_is_told_to_batch_them() -> None:
                 raise IndexError
             return np.ones((8, 8)), index
 
-    with pytest.raises(BatchError, match="1 is a int, not an array") as caught:
+    with pytest.raises(BatchError, match="1 is an int, not an array") as caught:
         as_stream(Examples())
     assert "yield single examples? Batch them" in str(caught.value.fix)
 

@@ -104,7 +104,7 @@ def test_the_number_of_rows_is_the_batch_size_even_for_fewer_examples() -> None:
     "ds", [batches((np.arange(4),), 2), [(np.ones(2),)], lambda: iter([(np.ones(2),)])]
 )
 def test_a_batch_size_for_anything_but_arrays_is_an_error(ds: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"batch_size=3 was given for a .* batches already"):
+    with pytest.raises(ArgumentError, match=r"batch_size=3 was given for an? .*has batches"):
         as_stream(ds, 3)
 
 

@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FlaxtrainError], str]] = {
     "single examples": (
         lambda: as_stream([(X[0], 1), (X[1], 0)]),
         BatchError,
-        """1 is a int, not an array
+        """1 is an int, not an array
   where: epoch 0, batch 0
   fix:   a batch needs a leading batch axis: does the data set yield single examples? Batch them""",
     ),
