@@ -1,8 +1,8 @@
 """The training loop written by hand that `Trainer.fit` is measured against.
 
 Flax and optax, nothing of ours: one jitted step, donated state, asynchronous dispatch, metrics
-summed on the device, no wait between log points, a bounded number of steps in flight. Every 50
-steps it logs through tensorboardX what `fit` logs. `Design` names the choices in it; README.md
+summed on the device, no wait between log points, a bounded number of steps in flight. At log
+points it logs through tensorboardX what `fit` logs. `Design` names the choices in it; README.md
 holds the measurements they were made by.
 """
 
@@ -52,12 +52,14 @@ class CNN(nn.Module):
 
 
 class Case(NamedTuple):
-    """A model, the arguments of its call in training, and its data."""
+    """A model, the arguments of its call in training, its data, and how they are used."""
 
     model: nn.Module
     training: dict[str, Any]
     image: NDArray[np.float32]
     label: NDArray[np.int32]
+    batch_size: int = BATCH_SIZE
+    log_every: int = LOG_EVERY
 
 
 def make_case(name: str, examples: int = 12_800) -> Case:
@@ -143,7 +145,7 @@ class HandLoop:
         self.clock = time.perf_counter()
         sums: Any = self._zeros()
         for index in range(1, steps + 1):
-            logging = index % LOG_EVERY == 0
+            logging = index % self.case.log_every == 0
             second = logging and self.design.norms == "second"
             step = self.log_step if second else self.step
             self.count += 1
@@ -152,7 +154,7 @@ class HandLoop:
             if logging:
                 self._log(sums)
                 sums = self._zeros()
-            elif self.pending and index % LOG_EVERY == 10:
+            elif self.pending and index % self.case.log_every == 10:
                 self._write(*self.pending)
         if self.pending:
             self._write(*self.pending)
@@ -160,11 +162,15 @@ class HandLoop:
         jax.block_until_ready(self.state)
         self.flying.clear()
 
+    def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits of some examples, with running statistics."""
+        variables = {"params": self.state.params, **self.state.stats}
+        return np.asarray(self.case.model.apply(variables, image))
+
     def accuracy(self, examples: int) -> float:
         """Return the accuracy on the first examples, with running statistics."""
-        variables = {"params": self.state.params, **self.state.stats}
-        logits = self.case.model.apply(variables, self.case.image[:examples])
-        return float(np.mean(np.argmax(np.asarray(logits), -1) == self.case.label[:examples]))
+        found = np.argmax(self.logits(self.case.image[:examples]), -1)
+        return float(np.mean(found == self.case.label[:examples]))
 
     def _step(self, with_norms: bool, state: Any, sums: Any, image: Any, label: Any) -> Any:
         (loss, (logits, stats)), grads = jax.value_and_grad(self._loss, has_aux=True)(
@@ -191,7 +197,7 @@ class HandLoop:
         if self.design.norms == "second":
             return compute()
         adam = state.opt_state[0]
-        logging = (adam.count + 1) % LOG_EVERY == 0
+        logging = (adam.count + 1) % self.case.log_every == 0
         if self.design.norms == "cond":
             return jax.lax.cond(logging, compute, lambda: (jnp.float32(0), jnp.float32(0)))
         return tuple(jnp.where(logging, norm, 0) for norm in compute())
@@ -225,7 +231,7 @@ class HandLoop:
 
     def _log(self, sums: Any) -> None:
         now = time.perf_counter()
-        speed, self.clock = LOG_EVERY * BATCH_SIZE / (now - self.clock), now
+        speed, self.clock = self.case.log_every * self.case.batch_size / (now - self.clock), now
         self.pending = (self.count, sums, speed)
         if not self.design.late:
             self._write(*self.pending)
@@ -234,7 +240,7 @@ class HandLoop:
         self.pending = None
         values = jax.device_get(sums)
         total = np.sum(values, axis=0) if self.design.metrics == "list" else values
-        loss, accuracy, grads = (float(value) / LOG_EVERY for value in total[:3])
+        loss, accuracy, grads = (float(value) / self.case.log_every for value in total[:3])
         scalars = {"loss": loss, "accuracy": accuracy, "grad_norm": grads}
         scalars |= {"update_norm": float(total[3]), "param_norm": float(total[4])}
         scalars |= {"learning_rate": LEARNING_RATE, "examples_per_second": speed}
@@ -260,8 +266,8 @@ class HandLoop:
             order = random.permutation(len(label))
             if self.design.gather == "copy":
                 image, label = self.case.image[order], self.case.label[order]
-            for start in range(0, len(label), BATCH_SIZE):
-                span = slice(start, start + BATCH_SIZE)
+            for start in range(0, len(label), self.case.batch_size):
+                span = slice(start, start + self.case.batch_size)
                 if self.design.gather == "copy":
                     yield image[span], label[span]
                 elif self.design.gather == "take":

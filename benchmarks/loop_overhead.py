@@ -34,6 +34,7 @@ from hand_loop import (
     make_case,
 )
 from interleave import Contender, Spread, Timings, environment, interleave, limit
+from numpy.typing import NDArray
 
 TARGET, SAMPLE = 1.05, 1280
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorboardX", "numpy")
@@ -74,15 +75,20 @@ class Fit:
     `TensorBoard(directory)` instead of a workdir.
     """
 
-    def __init__(self, case: Case, workdir: Path) -> None:
+    def __init__(self, case: Case, workdir: Path, steps_per_call: int | str = 1) -> None:
         import flaxtrain as ft
 
         self.case, self.workdir = case, workdir
         arrays = {"image": case.image, "label": case.label}
-        self.train = ft.data.batches(arrays, batch_size=BATCH_SIZE, shuffle=True, seed=0)
+        self.train = ft.data.batches(arrays, batch_size=case.batch_size, shuffle=True, seed=0)
         spec = ft.OptSpec("adamw", learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.trainer = ft.Trainer(
-            case.model, spec, seed=0, hooks=[ft.TensorBoard(workdir)], log_every=LOG_EVERY
+            case.model,
+            spec,
+            seed=0,
+            hooks=[ft.TensorBoard(workdir)],
+            log_every=case.log_every,
+            steps_per_call=steps_per_call,
         )
         self.step = 0
 
@@ -95,6 +101,10 @@ class Fit:
         reached = None if self.trainer.state is None else int(self.trainer.state.step)
         if reached != self.step:
             raise SystemExit(f"fit is at step {reached}, not {self.step}")
+
+    def logits(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits of some examples."""
+        return np.asarray(self.trainer.predict({"image": image}))
 
     def accuracy(self, examples: int) -> float:
         """Return the accuracy on the first examples."""

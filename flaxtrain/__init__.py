@@ -18,6 +18,7 @@ from flaxtrain import (
     metrics,
     monitor,
     optim,
+    parallel,
     params,
     precision,
     schedules,
@@ -46,6 +47,7 @@ from flaxtrain.loop import (
     diagnose,
 )
 from flaxtrain.metrics import Mean
+from flaxtrain.parallel import Sharding
 from flaxtrain.params import LoRA, Restore
 from flaxtrain.precision import DynamicScale, FixedScale, NoScale, Policy, Precision
 from flaxtrain.spec import (
@@ -116,6 +118,7 @@ __all__ = [
     "Recipe",
     "Restore",
     "SaveEvery",
+    "Sharding",
     "Spikes",
     "StepOptions",
     "Swa",
@@ -138,6 +141,7 @@ __all__ = [
     "metrics",
     "monitor",
     "optim",
+    "parallel",
     "params",
     "precision",
     "predict_step",

@@ -27,6 +27,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "ParameterError",
+    "ProcessError",
     "StateError",
     "UnknownNameError",
     "UnknownParameterError",
@@ -145,6 +146,10 @@ class NonFiniteError(FlaxtrainError, ArithmeticError):
 
 class DebugError(FlaxtrainError, RuntimeError):
     """A debugging run has found what it looks for, or didn't get where it should."""
+
+
+class ProcessError(FlaxtrainError, RuntimeError):
+    """The processes of a run can't be joined, or they disagree about what they are to do."""
 
 
 class CheckpointError(FlaxtrainError, ValueError):

@@ -21,6 +21,7 @@ LAYERS: dict[str, int] = {
     "flaxtrain.version": 0,
     "flaxtrain.errors": 0,
     "flaxtrain.typing": 0,
+    "flaxtrain.answering": 0,
     "flaxtrain.checks": 0,
     "flaxtrain.text": 0,
     "flaxtrain.durations": 0,
@@ -50,9 +51,12 @@ LAYERS: dict[str, int] = {
 SIDEWAYS = {
     ("flaxtrain.spec", "flaxtrain.params"),  # a spec is resolved against the table of facts
     ("flaxtrain.train", "flaxtrain.data"),  # the step reads batches by the data room's names
+    ("flaxtrain.answering", "flaxtrain.errors"),
     ("flaxtrain.checks", "flaxtrain.errors"),
+    ("flaxtrain.checks", "flaxtrain.text"),
     ("flaxtrain.durations", "flaxtrain.errors"),
     ("flaxtrain.durations", "flaxtrain.checks"),
+    ("flaxtrain.durations", "flaxtrain.text"),
     ("flaxtrain.tree", "flaxtrain.errors"),
     ("flaxtrain.tree", "flaxtrain.typing"),
     ("flaxtrain.checks", "flaxtrain.typing"),

@@ -304,6 +304,21 @@ SPECS = {
             "fix:   give one value",
         ),
     ),
+    "more rejections than are counted": Row(
+        lambda _: ft.OptSpec("adam", 0.1, max_skips=2**31),
+        errors.ArgumentError,
+        ("max_skips=2147483648 is too large", "where: OptSpec", "an integer <= 2147483647"),
+    ),
+    "more batches to an update than are counted": Row(
+        lambda _: ft.AccumulateBatches(2**31),
+        errors.ArgumentError,
+        ("count=2147483648 is too large", "where: AccumulateBatches", "an integer <= "),
+    ),
+    "array as the optimizer of a group": Row(
+        lambda _: ft.OptSpec("adam", 0.1, groups=[ft.Group("head", optimizer=jnp.ones(2))]),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("Array([1., 1.], dtype=float32) is an ArrayImpl, not an optimizer", "where: Group"),
+    ),
     "misspelt nonfinite": Row(
         lambda _: ft.OptSpec("adam", 0.1, nonfinite="skipp"),  # type: ignore[arg-type]
         errors.UnknownNameError,
@@ -338,7 +353,7 @@ TRAINERS = {
     "loss that is no function": Row(
         lambda make: make(loss=3),
         errors.ArgumentTypeError,
-        """loss=3 is a int
+        """loss=3 is an int
   where: Trainer(loss=...)
   fix:   pass a function loss_fn(model, batch), the name of a loss, or None""",
     ),
@@ -383,10 +398,73 @@ TRAINERS = {
         errors.ArgumentError,
         "seed=-1 is too small\n  where: Trainer\n  fix:   pass an integer >= 0",
     ),
+    "seed of 33 bits": Row(
+        lambda make: make(seed=2**32),
+        errors.ArgumentError,
+        """seed=4294967296 is too large
+  where: Trainer
+  fix:   pass an integer <= 4294967295""",
+    ),
+    "seed of 33 bits for a recipe": Row(
+        lambda _: RECIPE().init(2**32),
+        errors.ArgumentError,
+        ("seed=4294967296 is too large", "where: Recipe.init"),
+    ),
+    "log points that never come": Row(
+        lambda make: make(log_every=2**31),
+        errors.ArgumentError,
+        ("log_every=2147483648 is too large", "where: Trainer", "an integer <= 2147483647"),
+    ),
+    "level of verbosity": Row(
+        lambda _: ft.Trainer(nn.Dense(3), SPEC, verbose=3),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        """verbose=3 is an int, not True or False
+  where: Trainer
+  fix:   pass True or False for verbose""",
+    ),
+    "text as verbose": Row(
+        lambda _: ft.Trainer(nn.Dense(3), SPEC, verbose="no"),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("verbose='no' is a str, not True or False", "where: Trainer"),
+    ),
+    "text as the value of a scale": Row(
+        lambda make: make(loss_scale=ft.DynamicScale(value="a")),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        """value='a' is a str, not a number
+  where: DynamicScale
+  fix:   pass a number for value""",
+    ),
+    "adapters in 8 bits": Row(
+        lambda make: make(adapters=ft.LoRA("kernel", 1, dtype="float8_e5m2"), precision="bf16"),
+        errors.UnknownNameError,
+        """unknown dtype 'float8_e5m2'
+  where: LoRA(dtype=...)
+  fix:   did you mean 'float32'? Known: bfloat16, float16, float32, float64""",
+    ),
+    "number as the directory of checkpoints": Row(
+        lambda _: ft.SaveEvery(directory=3),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("directory=3 is an int, not a path", "where: SaveEvery"),
+    ),
+    "empty text as the directory of curves": Row(
+        lambda _: ft.TensorBoard(""),
+        errors.ArgumentError,
+        ("directory is an empty text", "where: TensorBoard", "name a folder"),
+    ),
+    "text as a writer": Row(
+        lambda _: ft.Console("a"),  # type: ignore[arg-type]
+        errors.ArgumentTypeError,
+        ("writer='a' is a str, not a ConsoleWriter", "where: Console"),
+    ),
+    "evaluation of no rows at once": Row(
+        lambda _: ft.Evaluate(DATA, batch_size=0),
+        errors.ArgumentError,
+        ("batch_size=0 is too small", "where: Evaluate", "an integer >= 1"),
+    ),
     "number as workdir": Row(
         lambda make: make(workdir=3),
         errors.ArgumentTypeError,
-        """workdir=3 is a int, not a path
+        """workdir=3 is an int, not a path
   where: Trainer
   fix:   pass a string or a pathlib.Path""",
     ),
@@ -535,7 +613,7 @@ CALLS = {
     "number as a horizon": Row(
         lambda _: SPEC.resolve(1000),  # type: ignore[arg-type]
         errors.ArgumentTypeError,
-        ("1000 is a int, not a Horizon", "where: OptSpec.resolve", "Horizon(batches=..."),
+        ("1000 is an int, not a Horizon", "where: OptSpec.resolve", "Horizon(batches=..."),
     ),
     "name instead of a spec": Row(
         lambda _: ft.make_recipe(nn.Dense(3), "adam", DATA),  # type: ignore[arg-type]
@@ -572,7 +650,7 @@ CALLS = {
     "step of no recipe": Row(
         lambda _: stepped(SPEC),
         errors.ArgumentTypeError,
-        ("recipe is a OptSpec, not a Recipe", "where: train_step", "ft.make_recipe"),
+        ("recipe is an OptSpec, not a Recipe", "where: train_step", "ft.make_recipe"),
     ),
     "step of no state": Row(
         lambda _: stepped(RECIPE(), None),
@@ -612,7 +690,7 @@ CALLS = {
     "number as the path of a batch": Row(
         lambda _: ft.data.load_batch(3),  # type: ignore[arg-type]
         errors.ArgumentTypeError,
-        ("path=3 is a int, not a path", "where: load_batch"),
+        ("path=3 is an int, not a path", "where: load_batch"),
     ),
     "empty text as workdir": Row(
         lambda make: make(workdir=""),
@@ -687,6 +765,20 @@ LENGTHS = {
         lambda make: make().fit(DATA, eval_ds=DATA, eval_every=0),
         errors.ArgumentError,
         "a period of 0 is no period\n  where: fit(eval_every=...)\n  fix:   pass at least one step",
+    ),
+    "eval_every without eval_ds": Row(
+        lambda make: make.trained().fit(DATA, eval_every="1ep"),
+        errors.ArgumentError,
+        """eval_every='1ep' is given, and no eval_ds
+  where: fit
+  fix:   pass the data set to evaluate on as eval_ds=, or leave eval_every out""",
+        steps=1,
+    ),
+    "eval_every without eval_ds in a rehearsal": Row(
+        lambda make: make.trained().fit(DATA, eval_every=1, debug="overfit"),
+        errors.ArgumentError,
+        ("eval_every=1 is given, and no eval_ds", "where: fit", "pass the data set"),
+        steps=1,
     ),
     "evaluation per epoch of unknown length": Row(
         lambda make: make().fit(whole, steps=2, eval_ds=DATA, eval_every="1ep"),

@@ -29,6 +29,7 @@ from flaxtrain.errors import (
 )
 from flaxtrain.params import Adapters, LoRA, join_adapters, selector, split_adapters
 from flaxtrain.params.low_rank import LORA
+from flaxtrain.text import kind_of
 from flaxtrain.tree import Path as Keys
 from flaxtrain.tree import flatten, graft, path_name, split, unflatten
 from flaxtrain.typing import Params
@@ -84,7 +85,7 @@ def save_adapters(
     """
     if not isinstance(adapters, Adapters):
         raise ArgumentTypeError(
-            f"adapters is a {type(adapters).__name__}, not the adapters of a model",
+            f"adapters is {kind_of(adapters)}, not the adapters of a model",
             where=_WHERE,
             fix="pass trainer.recipe.adapters, or what LoRA.bind returned",
         )
@@ -177,7 +178,7 @@ def read_lora(path: str | os.PathLike[str]) -> LoRA:
 def _check_params(params: Any, where: str) -> None:
     if not isinstance(params, Mapping):
         raise ArgumentTypeError(
-            f"params is a {type(params).__name__}, not nested dicts",
+            f"params is {kind_of(params)}, not nested dicts",
             where=where,
             fix="pass the parameters, such as trainer.state.params",
         )
@@ -220,7 +221,7 @@ def _text(choice: Any, paths: list[Keys]) -> str:
 def _check_same(saved: LoRA, lora: Any, target: Path) -> None:
     if not isinstance(lora, LoRA):
         raise ArgumentTypeError(
-            f"lora is a {type(lora).__name__}, not a LoRA",
+            f"lora is {kind_of(lora)}, not a LoRA",
             where="load_adapters(lora=...)",
             fix="leave it out, or pass the LoRA(...) of the training",
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from flaxtrain.checks import is_concrete
 from flaxtrain.errors import CheckpointError
+from flaxtrain.text import kind_of
 
 __all__ = ["LeafRecord", "decode", "describe", "digest", "encode", "mismatch", "place"]
 
@@ -86,7 +87,7 @@ def describe(leaf: Any, *, where: str) -> LeafRecord:
         return LeafRecord("number", (), type(leaf).__name__, value=repr(leaf))
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         raise CheckpointError(
-            f"a checkpoint can't hold a {type(leaf).__name__}",
+            f"a checkpoint can't hold {kind_of(leaf)}",
             where=where,
             fix="keep numbers, arrays and PRNG keys in the state, text in meta, "
             "functions in static fields",
@@ -149,14 +150,16 @@ def _on_host(leaf: Any, where: str) -> np.ndarray:
                 where=where,
                 fix="save the state that the last step returned, not the one it was given",
             )
-        if not leaf.is_fully_addressable:
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             raise CheckpointError(
                 "the array is spread over several processes",
                 where=where,
-                fix="replicate it, or gather it to this process, before saving",
+                fix="call ft.parallel.gathered in every process, and save what it returns",
             )
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
+        if not leaf.is_fully_addressable:
+            leaf = leaf.addressable_data(0)
     array = np.asarray(leaf)
     return (
         array.astype(array.dtype.newbyteorder("<"), copy=False)

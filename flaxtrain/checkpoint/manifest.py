@@ -22,6 +22,7 @@ from typing import Any
 
 from flaxtrain.checkpoint.leaves import LeafRecord
 from flaxtrain.errors import ArgumentTypeError, CheckpointError
+from flaxtrain.text import kind_of
 
 __all__ = [
     "FILE_NAME",
@@ -182,7 +183,7 @@ def check_json(value: Any, where: str) -> None:
         # The two infinities and NaN are no JSON.
         found = None if value - value == 0 else f"the number {value}"
     elif value is not None and type(value) not in (bool, int, str):
-        found = f"a {type(value).__name__}"
+        found = kind_of(value)
     if found:
         raise ArgumentTypeError(
             f"{found} can't be written as JSON",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flaxtrain.checks import check_integer
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from flaxtrain.text import kind_of
 
 __all__ = [
     "CHECKPOINTS",
@@ -44,7 +45,7 @@ def check_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     """
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise ArgumentTypeError(
-            f"{name}={path!r} is a {type(path).__name__}, not a path",
+            f"{name}={path!r} is {kind_of(path)}, not a path",
             fix="pass a string or a pathlib.Path",
         )
     text = os.fspath(path)

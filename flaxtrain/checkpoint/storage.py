@@ -32,6 +32,7 @@ from flaxtrain.checkpoint.stored_arrays import (
     write_arrays,
 )
 from flaxtrain.errors import ArgumentTypeError, CheckpointError
+from flaxtrain.text import kind_of
 from flaxtrain.tree import key_of, unflatten
 from flaxtrain.typing import PyTree
 
@@ -86,15 +87,15 @@ def save(
     """
     target = check_path(path)
     if meta is not None and not isinstance(meta, Mapping):
-        raise ArgumentTypeError(
-            f"meta is a {type(meta).__name__}", where="save", fix="pass a dict"
-        )
+        raise ArgumentTypeError(f"meta is {kind_of(meta)}", where="save", fix="pass a dict")
     meta = dict(meta or {})
     check_json(meta, "meta")
-    if jax.process_count() > 1:
+    if jax.process_index() != 0:
         raise CheckpointError(
-            f"saving from {jax.process_count()} processes at once is not supported",
+            f"process {jax.process_index()} is not the one that writes",
             where=str(target),
+            fix="save where ft.parallel.is_writer(), and what ft.parallel.gathered() has made "
+            "of the state in every process",
         )
     if target.exists() and not (overwrite and target.is_dir()):
         raise _exists(target)

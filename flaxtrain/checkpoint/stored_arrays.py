@@ -44,12 +44,24 @@ ARRAYS = "arrays"
 _AS_NUMPY = ocp.RestoreArgs(restore_type=np.ndarray)
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """Returns what writes and reads for this process alone, however many others there are.
+
+    Several processes otherwise wait for one another, and here one writes for all.
+    """
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(this, {this}, f"flaxtrain_{this}")
+    options = alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
 def write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> dict[str, FileRecord]:
     """Writes arrays by the names of their leaves; returns size and checksum of every file."""
     if not arrays:  # Orbax refuses an empty tree
         return {}
     tree = unflatten({_stored_path(name): array for name, array in arrays.items()})
-    with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+    with quiet(), _checkpointer() as checkpointer:
         checkpointer.save(directory, tree)
     # tensorstore syncs its data files itself; what Orbax writes in Python lies at the top.
     return {
@@ -71,7 +83,7 @@ def read_arrays(target: Path, manifest: Manifest) -> dict[str, np.ndarray]:
         return {}
     wanted = unflatten(dict.fromkeys(paths.values(), _AS_NUMPY))
     try:
-        with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        with quiet(), _checkpointer() as checkpointer:
             tree = checkpointer.restore(target / ARRAYS, restore_args=wanted)
     except Exception as error:
         raise CheckpointError(
@@ -89,7 +101,7 @@ def read_plain(directory: Path) -> PyTree:
         CheckpointError: Orbax can't read it.
     """
     try:
-        with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        with quiet(), _checkpointer() as checkpointer:
             tree = checkpointer.metadata(directory).item_metadata.tree
             wanted = jax.tree.map(lambda _: _AS_NUMPY, tree)
             return checkpointer.restore(directory, restore_args=wanted)

@@ -19,6 +19,7 @@ from flaxtrain.precision import DynamicScale, FixedScale, LossScale, NoScale
 from flaxtrain.schedules import FACTORIES, from_dict
 from flaxtrain.spec import Freeze, Group, OptSpec
 from flaxtrain.spec.data import decoded
+from flaxtrain.text import kind_of
 
 __all__ = ["fit_arguments", "spec_from_config", "trainer_from_config"]
 
@@ -111,7 +112,7 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     part = config[name]
     if not isinstance(part, ConfigDict):
         raise ArgumentTypeError(
-            f"config.{name} is a {type(part).__name__}, not a dict of arguments",
+            f"config.{name} is {kind_of(part)}, not a dict of arguments",
             where=f"config.{name}",
             fix=f"write {name}={_FORMS[name]}",
         )
@@ -139,7 +140,7 @@ def trainer_from_config(
     """
     if not isinstance(config, ConfigDict):
         raise ArgumentTypeError(
-            f"the config is a {type(config).__name__}",
+            f"the config is {kind_of(config)}",
             where="get_config()",
             fix="return an ml_collections.ConfigDict",
         )
@@ -182,7 +183,7 @@ def _scaled(config: Config) -> dict[str, LossScale]:
     if not isinstance(given, ConfigDict):
         if isinstance(given, bool) or not isinstance(given, (int, float)):
             raise ArgumentTypeError(
-                f"{where} is a {type(given).__name__}, neither a number nor a dict",
+                f"{where} is {kind_of(given)}, neither a number nor a dict",
                 where=where,
                 fix=f"write loss_scale=1024.0, or loss_scale={_FORMS['loss_scale']}",
             )
@@ -223,7 +224,7 @@ def fit_arguments(config: Config, task: Task, seed: int = 0) -> dict[str, Any]:
         else _stream(task.val, size, shuffle=False, seed=seed),
         "epochs": config.get("epochs"),
         "steps": config.get("steps"),
-        "eval_every": config.get("eval_every", "1ep"),
+        "eval_every": config.get("eval_every", None if task.val is None else "1ep"),
     }
 
 

@@ -2,6 +2,10 @@
 
 flaxtrain fit  --config=configs/digits.py --workdir=runs/digits --config.opt.learning_rate=1e-3
 flaxtrain plan --config=configs/digits.py --form=rules
+
+Several processes make one run when each starts with the same arguments and its own number:
+
+flaxtrain fit  --config=... --coordinator=10.0.0.1:8476 --processes=2 --process=0
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -21,15 +25,33 @@ from ml_collections import ConfigDict, config_flags
 from flaxtrain.cli.from_config import fit_arguments, trainer_from_config
 from flaxtrain.errors import ArgumentError, FlaxtrainError, UnknownNameError, unknown_name
 from flaxtrain.loop import Plan
+from flaxtrain.parallel import initialize, is_writer
 
 __all__ = ["fit", "main", "plan"]
 
 
-def fit(config: ConfigDict, workdir: str | None) -> None:
-    """Trains what the config describes and prints the final metrics."""
+def fit(
+    config: ConfigDict,
+    workdir: str | None,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Trains what the config describes and prints the final metrics.
+
+    Args:
+        config: the run's config.
+        workdir: the run's directory.
+        coordinator: as for `ft.parallel.initialize`.
+        processes: likewise.
+        process: likewise.
+    """
+    initialize(coordinator, processes, process)
     trainer, task = trainer_from_config(config, workdir)
     result = trainer.fit(**fit_arguments(config, task))
     rows = result.history.val or result.history.train
+    if not is_writer():
+        return
     if rows:
         print("final  " + "  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     else:
@@ -81,9 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = config_flags.DEFINE_config_file("config", None, "the run's config, a Python file")
     workdir = flags.DEFINE_string("workdir", None, "the run's directory")
     flags.mark_flag_as_required("config")
-    own = {}
-    if command == "plan":
-        own["form"] = flags.DEFINE_enum("form", "text", list(_FORMS), "how the plan is written")
+    own = _flags_of(command)
 
     def run(rest: Sequence[str]) -> None:
         try:
@@ -94,6 +114,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             _fail(error)
 
     app.run(run, argv=words, flags_parser=_parse)
+
+
+def _flags_of(command: str) -> dict[str, flags.FlagHolder[Any]]:
+    """Defines the flags that only one command has."""
+    if command == "plan":
+        return {"form": flags.DEFINE_enum("form", "text", list(_FORMS), "how it is written")}
+    number = flags.DEFINE_integer
+    return {
+        "coordinator": flags.DEFINE_string("coordinator", None, "host:port of process 0"),
+        "processes": number("processes", None, "how many make the run", lower_bound=1),
+        "process": number("process", None, "the number of this one, from 0", lower_bound=0),
+    }
 
 
 def _parse(words: list[str]) -> list[str]:

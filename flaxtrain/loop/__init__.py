@@ -5,6 +5,7 @@ from flaxtrain.loop.debug.check_report import CheckReport, Observation
 from flaxtrain.loop.debug.lr_curve import LearningRateCurve
 from flaxtrain.loop.hooks import Console, Evaluate, Hook, SaveEvery, TensorBoard
 from flaxtrain.loop.plan import Plan
+from flaxtrain.loop.plan_devices import PlannedDevices
 from flaxtrain.loop.plan_parts import PlannedGroup, PlannedLayer, PlannedPhase
 from flaxtrain.loop.result import FitResult, History
 from flaxtrain.loop.run import Run
@@ -20,6 +21,7 @@ __all__ = [
     "LearningRateCurve",
     "Observation",
     "Plan",
+    "PlannedDevices",
     "PlannedGroup",
     "PlannedLayer",
     "PlannedPhase",

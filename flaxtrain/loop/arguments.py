@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from flaxtrain.checks import check_instance, check_integer
+from flaxtrain.checks import INT32_MAX, SEED_MAX, check_flag, check_instance, check_integer
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
 from flaxtrain.loop.hooks import check_period
 from flaxtrain.loop.length import check_length, check_repeats
 from flaxtrain.metrics.clu_adapter import metric_classes
 from flaxtrain.params import LoRA, Restore
 from flaxtrain.spec import OptSpec
+from flaxtrain.text import kind_of
 from flaxtrain.train import check_loss
 
-__all__ = ["FitCall", "as_directory", "check_arguments"]
+__all__ = ["FitCall", "check_arguments"]
 
 
 class FitCall(NamedTuple):
@@ -34,7 +34,8 @@ class FitCall(NamedTuple):
         """Refuses lengths and periods that are none, before anything is taken from the data.
 
         Raises:
-            ArgumentError: a length or a period is out of range, or there are two lengths.
+            ArgumentError: a length or a period is out of range; there are two lengths, or a
+                period of evaluations and nothing to evaluate on.
             ArgumentTypeError: one has the wrong type.
             DataError: there are to be several epochs of an iterator.
         """
@@ -42,6 +43,12 @@ class FitCall(NamedTuple):
         check_repeats(self.ds, self.epochs)
         if self.eval_every is not None:
             check_period(self.eval_every, where="fit(eval_every=...)")
+            if self.eval_ds is None:
+                raise ArgumentError(
+                    f"eval_every={self.eval_every!r} is given, and no eval_ds",
+                    where="fit",
+                    fix="pass the data set to evaluate on as eval_ds=, or leave eval_every out",
+                )
 
 
 def check_arguments(
@@ -51,6 +58,7 @@ def check_arguments(
     metrics: Any,
     seed: Any,
     log_every: Any,
+    verbose: Any,
     init_from: Any,
     adapters: Any,
 ) -> None:
@@ -69,40 +77,17 @@ def check_arguments(
         )
     if not isinstance(opt_spec, OptSpec):
         raise ArgumentTypeError(
-            f"{opt_spec!r} is a {type(opt_spec).__name__}, not an OptSpec",
+            f"{opt_spec!r} is {kind_of(opt_spec)}, not an OptSpec",
             where="Trainer(opt_spec)",
             fix="wrap it: OptSpec('adamw', learning_rate=1e-3) or OptSpec(transformation)",
         )
     check_loss(loss)
     if metrics is not None:
         metric_classes(metrics)
-    check_integer("seed", seed, minimum=0, where="Trainer")
-    check_integer("log_every", log_every, minimum=1, where="Trainer")
+    check_integer("seed", seed, minimum=0, maximum=SEED_MAX, where="Trainer")
+    check_integer("log_every", log_every, minimum=1, maximum=INT32_MAX, where="Trainer")
+    check_flag("verbose", verbose, where="Trainer")
     for name, value, kind in (("init_from", init_from, Restore), ("adapters", adapters, LoRA)):
         if value is not None:
             fix = f"pass ft.{kind.__name__}(...)"
             check_instance(name, value, kind, where="Trainer", fix=fix)
-
-
-def as_directory(workdir: str | Path | None) -> Path | None:
-    """Returns the workdir as a path.
-
-    Raises:
-        ArgumentError: it is an empty text.
-        ArgumentTypeError: it is no path.
-    """
-    if workdir is None:
-        return None
-    if workdir == "":
-        raise ArgumentError(
-            "workdir is an empty text",
-            where="Trainer",
-            fix="name a folder, such as '.', or pass None to write nothing",
-        )
-    if not isinstance(workdir, (str, Path)):
-        raise ArgumentTypeError(
-            f"workdir={workdir!r} is a {type(workdir).__name__}, not a path",
-            where="Trainer",
-            fix="pass a string or a pathlib.Path",
-        )
-    return Path(workdir).expanduser()

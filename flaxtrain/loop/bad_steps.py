@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from flaxtrain.checks import check_instance
-from flaxtrain.data import Stream
+from flaxtrain.data import Stream, as_given
 from flaxtrain.data.batch_file import save_batch
 from flaxtrain.data.host import Place, count_rows, to_host
 from flaxtrain.data.stream import ArrayStream
 from flaxtrain.errors import NonFiniteError, StateError
 from flaxtrain.loop.in_flight import Dispatched
+from flaxtrain.parallel import is_writer
 from flaxtrain.spec import OptSpec
 from flaxtrain.text import counted, numbered_rows
 from flaxtrain.train import Diagnosis, Recipe, TrainState, diagnose_step
@@ -102,7 +103,7 @@ def bad_step_error(
     what = diagnosis.what if diagnosis.was_run else f"{_UNKNOWN}; {diagnosis.what}"
     facts = _Facts.of(state, stream, step)
     details = [*diagnosis.lines]
-    if workdir is not None:
+    if workdir is not None and is_writer():
         details.append(_saved(workdir, step, diagnosis, facts))
     many = facts.skips > 1 or diagnosis.spike is not None
     found = f"{what}; rejected in a row: {counted(facts.skips, 'step')}"
@@ -156,6 +157,7 @@ class _Facts:
 
 
 def _examples(stream: Stream, epoch: int, index: int) -> tuple[int, ...]:
+    stream = as_given(stream)
     if not isinstance(stream, ArrayStream):
         return ()
     order, rows = stream.source.order(epoch), stream.rows

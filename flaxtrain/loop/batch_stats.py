@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from typing import Any
 
 import jax
@@ -12,9 +11,10 @@ from flaxtrain.checks import check_integer
 from flaxtrain.data import Stream, prefetch
 from flaxtrain.errors import DataError, NonFiniteError, StateError
 from flaxtrain.loop.evaluation import checked, for_evaluation, with_weights
+from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import checked_mask
-from flaxtrain.loop.window import IN_FLIGHT
-from flaxtrain.parallel import Compiled, compiled, place
+from flaxtrain.loop.window import seeing_all
+from flaxtrain.parallel import Compiled, Engine
 from flaxtrain.train import BatchStatistics, Recipe, TrainState, add_batch, no_batches
 from flaxtrain.tree import all_finite
 from flaxtrain.typing import Array, ArrayLike, Batch
@@ -27,6 +27,7 @@ WHERE = "recompute_batch_stats"
 def with_batch_stats(
     recipe: Recipe,
     program: Compiled,
+    engine: Engine,
     state: TrainState,
     stream: Stream,
     count: int | None,
@@ -39,6 +40,7 @@ def with_batch_stats(
     Args:
         recipe: what does not change in the run.
         program: see `statistics_program`.
+        engine: where it runs.
         state: the training state. Its parameters and collections stay as they are.
         stream: the data.
         count: number of batches; None: one epoch.
@@ -59,12 +61,14 @@ def with_batch_stats(
             where=WHERE,
             fix="leave the call out, or pass OptSpec(ema=ft.Ema(...)) or ft.Swa(...)",
         )
-    own = _formed(recipe, program, for_evaluation(averaged), stream, count)
+    own = _formed(recipe, program, engine, for_evaluation(averaged), stream, count)
     return state.replace(ema=state.ema.with_collections(own))
 
 
-def statistics_program(recipe: Recipe) -> Compiled:
+def statistics_program(recipe: Recipe, engine: Engine) -> Compiled:
     """Returns the compiled function that adds a batch, and says whether all is finite."""
+
+    recipe = seeing_all(engine, recipe)
 
     def add(
         state: TrainState, found: BatchStatistics, batch: Batch, mask: ArrayLike | None
@@ -72,22 +76,28 @@ def statistics_program(recipe: Recipe) -> Compiled:
         found = add_batch(recipe, state, found, batch, mask)
         return found, all_finite(found.values)
 
-    return compiled(add, donate=(1,))
+    return engine.compiled(add, donate=(1,))
 
 
 def _formed(
-    recipe: Recipe, program: Compiled, state: TrainState, stream: Stream, count: int | None
+    recipe: Recipe,
+    program: Compiled,
+    engine: Engine,
+    state: TrainState,
+    stream: Stream,
+    count: int | None,
 ) -> dict[str, Any]:
-    first = stream.example()
-    found = no_batches(recipe, state, first.data, checked_mask(recipe, stream, first))
-    in_flight: deque[Any] = deque()
+    first, state = stream.example(), engine.put(state)
+    none = no_batches(recipe, state, first.data, checked_mask(recipe, stream, first))
+    found = engine.put(none)
+    in_flight: Bounded[Array] = Bounded()
+    finite: Any = True  # there is a first batch
     batches = itertools.islice(checked(recipe, stream.epoch(0), WHERE), count)
-    for batch in prefetch(batches, place):
+    for batch in prefetch(batches, program.place):
         mask = checked_mask(recipe, stream, batch)
         found, finite = program(state, found, batch.data, mask)
-        in_flight.append(finite)
-        if len(in_flight) > IN_FLIGHT:
-            in_flight.popleft().block_until_ready()
+        for oldest in in_flight.add(finite):
+            oldest.block_until_ready()
     seen = int(found.batches)
     if count is not None and seen < count:
         raise DataError(
@@ -95,7 +105,7 @@ def _formed(
             where=f"{WHERE}(n_batches={count})",
             fix="pass a smaller n_batches, or None for all of them",
         )
-    if not jax.device_get(in_flight[-1]):
+    if not jax.device_get(finite):
         raise NonFiniteError(
             "a statistic became NaN or infinite",
             where=WHERE,

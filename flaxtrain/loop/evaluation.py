@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,9 +12,10 @@ import numpy as np
 from flaxtrain.checks import check_choice
 from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.errors import StateError
+from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import check_padding, checked_mask
-from flaxtrain.loop.window import IN_FLIGHT, EvalProgram, as_numbers
-from flaxtrain.parallel import Compiled, place
+from flaxtrain.loop.window import EvalProgram, as_numbers
+from flaxtrain.parallel import Compiled, Engine
 from flaxtrain.precision import UNSCALED
 from flaxtrain.train import (
     NoAverage,
@@ -25,7 +25,7 @@ from flaxtrain.train import (
     eval_state,
     eval_step,
 )
-from flaxtrain.typing import HostTree
+from flaxtrain.typing import Array, HostTree
 
 __all__ = [
     "check_evaluation",
@@ -109,20 +109,19 @@ def evaluate(
     check_choice("weights", weights, WEIGHTS, where="evaluate")
     chosen = {"": "raw", "/ema": "ema"} if weights == "both" else {"": weights}
     states = {
-        suffix: for_evaluation(with_weights(state, which, where="evaluate"))
+        suffix: program.engine.put(for_evaluation(with_weights(state, which, where="evaluate")))
         for suffix, which in chosen.items()
     }
     windows: dict[str, Any] = {}
-    in_flight: deque[Any] = deque()
-    for batch in prefetch(checked(recipe, stream.epoch(0), "evaluation"), place):
+    in_flight: Bounded[Array] = Bounded()
+    for batch in prefetch(checked(recipe, stream.epoch(0), "evaluation"), program.step.place):
         mask = checked_mask(recipe, stream, batch, always=True)
         for suffix, own in states.items():
             if suffix not in windows:
                 windows[suffix] = program.empty_window(own, batch.data, mask)
             windows[suffix], token = program.step(own, windows[suffix], batch.data, mask)
-            in_flight.append(token)
-            if len(in_flight) > IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
+            for oldest in in_flight.add(token):
+                oldest.block_until_ready()
     numbers: dict[str, float] = {}
     for suffix, window in windows.items():
         found = as_numbers(jax.device_get(program.finish(window)[0]))
@@ -161,7 +160,7 @@ def checked(
 
 
 def predict(
-    program: Compiled, state: TrainState, stream: Stream, weights: str = "raw"
+    program: Compiled, state: TrainState, stream: Stream, weights: str, engine: Engine
 ) -> HostTree:
     """Returns the model's outputs for one epoch of `stream`, in order, without padding.
 
@@ -170,25 +169,23 @@ def predict(
         state: the training state.
         stream: the data; it is read once.
         weights: `"raw"` or `"ema"`.
+        engine: where the program runs.
 
     Raises:
         StateError: there is no average (yet).
         UnknownNameError: `weights` is another word.
     """
     outputs: list[Any] = []
-    in_flight: deque[tuple[Any, int]] = deque()
-    state = for_evaluation(with_weights(state, weights, where="predict"))
+    in_flight: Bounded[tuple[Any, Any]] = Bounded()
+    state = engine.put(for_evaluation(with_weights(state, weights, where="predict")))
 
-    def collect() -> None:
-        output, count = in_flight.popleft()
-        outputs.append(
-            jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(output))
-        )
+    def collect(output: Any, mask: Any) -> None:
+        output, real = jax.device_get(engine.local((output, mask)))
+        outputs.append(jax.tree.map(lambda leaf: np.asarray(leaf)[real], output))
 
-    for batch in prefetch(stream.epoch(0), place):
-        in_flight.append((program(state, batch.data), batch.count))
-        if len(in_flight) > IN_FLIGHT:
-            collect()
-    while in_flight:
-        collect()
+    for batch in prefetch(stream.epoch(0), program.place):
+        for oldest in in_flight.add((program(state, batch.data), batch.mask)):
+            collect(*oldest)
+    for left in in_flight.rest():
+        collect(*left)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)

@@ -8,7 +8,6 @@ in whatever order they come.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtrain.checks import check_flag
-from flaxtrain.data import HostBatch, Stream
+from flaxtrain.data import HostBatch, LocalRows, Stream, aligned, unaligned
+from flaxtrain.data.alignment import AlignedStream
 from flaxtrain.data.stream import ArrayStream
 from flaxtrain.errors import ArgumentError, FlaxtrainError
+from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.padding import has_masks
 from flaxtrain.loop.row_check import check_rows
-from flaxtrain.loop.window import IN_FLIGHT
-from flaxtrain.parallel import compiled
+from flaxtrain.loop.window import seeing_all
+from flaxtrain.parallel import ONE_DEVICE, Engine
 from flaxtrain.text import readable_bytes
 from flaxtrain.train import (
     CACHE_FROZEN,
@@ -63,7 +64,11 @@ class NoCache:
         return {}
 
     def fill(
-        self, recipe: Recipe, state: TrainState, interrupt: DeferredInterrupt
+        self,
+        recipe: Recipe,
+        state: TrainState,
+        interrupt: DeferredInterrupt,
+        engine: Engine = ONE_DEVICE,
     ) -> tuple[str, ...]:
         """Computes the features of all examples.
 
@@ -71,6 +76,7 @@ class NoCache:
             recipe: the recipe of the phase in which the run begins.
             state: the state before the first step.
             interrupt: whether to give up.
+            engine: where they are computed.
 
         Returns:
             What a person should know.
@@ -106,13 +112,11 @@ class FeatureCache(NoCache):
     """The features of all examples of a data set of arrays, for one phase of a run.
 
     Args:
-        stream: the training data.
+        stream: the training data; of arrays, but for rows that were added for devices.
         clock: returns the time in seconds.
     """
 
-    def __init__(
-        self, stream: ArrayStream, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, stream: Stream, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._filled: _Filled | None = None
         self._seconds = 0.0
@@ -123,12 +127,16 @@ class FeatureCache(NoCache):
         return {"features": self._seconds}
 
     def fill(
-        self, recipe: Recipe, state: TrainState, interrupt: DeferredInterrupt
+        self,
+        recipe: Recipe,
+        state: TrainState,
+        interrupt: DeferredInterrupt,
+        engine: Engine = ONE_DEVICE,
     ) -> tuple[str, ...]:
         """Computes the features; in a later phase that can't be cached, says so instead."""
         began = self._clock()
         try:
-            self._filled = _filled(recipe, state, self._stream, interrupt)
+            self._filled = _filled(recipe, state, self._stream, interrupt, engine)
         except FlaxtrainError as error:
             # A run that is continued after its modules thawed goes on as it would have.
             if recipe.phase.index == 0:
@@ -147,12 +155,16 @@ class FeatureCache(NoCache):
 
     def epoch(self, stream: Stream, epoch: int, start: int) -> Iterator[HostBatch]:
         """Yields the batches of an epoch, with their features as long as there are any."""
-        order, rows = self._stream.source.order(epoch), self._stream.rows
+        own = unaligned(self._stream)
+        assert isinstance(own, ArrayStream)
+        order, rows = own.source.order(epoch), own.rows
         for index, batch in enumerate(stream.epoch(epoch, start), start):
             if self._filled is None:
                 yield batch
             else:
                 found = self._filled.of(order[index * rows : (index + 1) * rows], rows)
+                if isinstance(self._stream, AlignedStream):
+                    found = self._stream.repeated(found)
                 yield FeaturedBatch(batch.data, batch.mask, batch.count, found)
 
     def data(self, batch: HostBatch) -> Batch:
@@ -186,7 +198,13 @@ def feature_cache(wanted: bool, stream: Stream) -> NoCache:
     check_flag("cache_frozen", wanted, where="fit")
     if not wanted:
         return NO_CACHE
-    if not isinstance(stream, ArrayStream):
+    if isinstance(stream, LocalRows):
+        raise ArgumentError(
+            f"features are cached by one process, and there are {stream.processes}",
+            where=CACHE_FROZEN,
+            fix="leave cache_frozen out, or train in one process",
+        )
+    if not isinstance(unaligned(stream), ArrayStream):
         raise ArgumentError(
             "features are kept by the number of the example, and only arrays have one "
             f"({stream.description})",
@@ -216,36 +234,40 @@ class _Filled:
 
 
 def _filled(
-    recipe: Recipe, state: TrainState, stream: ArrayStream, interrupt: DeferredInterrupt
+    recipe: Recipe,
+    state: TrainState,
+    given: Stream,
+    interrupt: DeferredInterrupt,
+    engine: Engine,
 ) -> _Filled:
-    masked = has_masks(recipe, stream)
-    features = frozen_features(recipe, masked)
-    program = compiled(lambda *args: features_of(recipe, features, *args))
+    masked, stream = has_masks(recipe, given), unaligned(given)
+    assert isinstance(stream, ArrayStream)
+    features, on_all = frozen_features(recipe, masked), seeing_all(engine, recipe)
+    program = engine.compiled_rows(lambda *args: features_of(on_all, features, *args))
+    multiple = given.multiple if isinstance(given, AlignedStream) else 1
+    source = aligned(ArrayStream(stream.source.in_order()), multiple)
     # Padding repeats a real row, whose features are as good as any.
-    mask = np.ones(stream.rows, bool) if masked else None
+    mask = np.ones(source.rows, bool) if masked else None
 
     def run(data: HostTree) -> Any:
-        return program(state, data, mask)
+        return program(state, *program.place((data, mask)))
 
-    source = ArrayStream(stream.source.in_order())
     check_rows(lambda data: [np.asarray(a) for a in run(data)], source.example().data)
     arrays = [
         np.empty((stream.source.examples, *shape.shape[1:]), shape.dtype)
         for shape in features.shapes
     ]
-    pending: deque[tuple[int, int, Any]] = deque()
+    pending: Bounded[tuple[int, int, Any]] = Bounded()
 
-    def store() -> None:
-        start, count, found = pending.popleft()
+    def store(start: int, count: int, found: Any) -> None:
         for array, part in zip(arrays, found, strict=True):
             array[start : start + count] = np.asarray(part)[:count]
 
     for index, batch in enumerate(source.epoch(0)):
         if interrupt.requested:
             raise KeyboardInterrupt
-        pending.append((index * stream.rows, batch.count, run(batch.data)))
-        if len(pending) > IN_FLIGHT:
-            store()
-    while pending:
-        store()
+        for oldest in pending.add((index * stream.rows, batch.count, run(batch.data))):
+            store(*oldest)
+    for left in pending.rest():
+        store(*left)
     return _Filled(features, arrays)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flaxtrain import checkpoint
-from flaxtrain.checks import answering
+from flaxtrain.answering import answering
+from flaxtrain.checks import as_directory, check_instance, check_integer
 from flaxtrain.durations import parse, to_batches
-from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError
+from flaxtrain.errors import ArgumentError, DataError, NonFiniteError
 from flaxtrain.loop.length import used_up_by_one_pass
 from flaxtrain.monitor import ConsoleWriter, MetricWriter, MultiWriter, TensorBoardWriter
+from flaxtrain.parallel import gathered, is_held_here, is_writer
 
 if TYPE_CHECKING:
     from flaxtrain.loop.run import Run
@@ -37,8 +39,31 @@ class Hook:
     def on_start(self, run: Run) -> None:
         """The run is about to begin; `run.state` is there."""
 
+    def on_note(self, run: Run, note: str) -> None:
+        """The run has decided something by itself after its start; `note` says what."""
+
+    def period(self, run: Run) -> int | None:
+        """Returns at multiples of which number of batches `on_step` has to be called.
+
+        With `steps_per_call=` above 1 it is called once for each call of several steps. A call
+        never goes past such a multiple. None: it does not matter. Asked once, after `on_start`.
+
+        Example:
+            >>> class Peek(Hook):
+            ...     def period(self, run):
+            ...         return 100
+            ...
+            ...     def on_step(self, run):
+            ...         if run.batches % 100 == 0:
+            ...             print(run.batches, int(run.state.step))
+        """
+        return None
+
     def on_step(self, run: Run) -> None:
-        """A step was dispatched, `run.batches` counts it; reading the state here stalls."""
+        """A call was dispatched, of one step or several; reading the state here stalls.
+
+        `run.batches` counts its batches.
+        """
 
     def on_log(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """The metrics of a window have arrived; `step` is the update they end with."""
@@ -57,6 +82,12 @@ class Hook:
 
     def on_end(self, run: Run) -> None:
         """The run is over, with or without an error."""
+
+    def flush(self) -> None:
+        """Writes what is not on the disk yet: another process ends this one at once.
+
+        Called from another thread than the rest.
+        """
 
     def elsewhere(self, directory: Path) -> Self:
         """Returns the hook that a rehearsal calls in place of this one: a shallow copy.
@@ -94,6 +125,8 @@ class Evaluate(Hook):
     ) -> None:
         if every is not None:
             check_period(every, where="Evaluate(every=...)")
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, minimum=1, where="Evaluate")
         self._ds, self._every, self._batch_size = ds, every, batch_size
         self._period: int | None = None
         self._last = -1
@@ -119,6 +152,10 @@ class Evaluate(Hook):
                 where="eval_ds",
                 fix="pass arrays, a list of batches, or a function that returns a new iterator",
             )
+
+    def period(self, run: Run) -> int | None:
+        """Returns the period in batches; None at the end only."""
+        return self._period
 
     def on_step(self, run: Run) -> None:
         """Evaluates when it is time."""
@@ -147,7 +184,8 @@ class SaveEvery(Hook):
     ) -> None:
         if every is not None:
             check_period(every, where="SaveEvery(every=...)")
-        self._every, self._directory = every, directory
+        self._every = every
+        self._directory = as_directory("directory", directory, where="SaveEvery")
         self._target: Path | None = None
         self._period: int | None = None
 
@@ -163,6 +201,10 @@ class SaveEvery(Hook):
         if self._every is not None:
             self._period = to_batches(self._every, run.horizon, where="SaveEvery(every=...)")
 
+    def period(self, run: Run) -> int | None:
+        """Returns the period in batches; None at the end only."""
+        return self._period
+
     def on_step(self, run: Run) -> None:
         """Saves when it is time."""
         if self._period is not None and run.batches % self._period == 0:
@@ -170,22 +212,32 @@ class SaveEvery(Hook):
 
     def on_end(self, run: Run) -> None:
         """Saves the last state."""
-        self._save(run)
+        alone = run.error is None or isinstance(run.error, NonFiniteError)
+        # To put it together takes all processes, and the others may know of no error.
+        if alone or is_held_here(run.state):
+            self._save(run)
 
     def _save(self, run: Run) -> None:
         assert self._target is not None
-        meta = run.checkpoint_meta()
+        meta, state = run.checkpoint_meta(), run.state
+        if not is_held_here(state):
+            state = gathered(state)
+        if not is_writer():
+            return
         path = checkpoint.step_path(self._target, meta["step"])
         # Batches that were rejected since, or edited hyperparameters, are another state.
         if not path.exists() or checkpoint.read_meta(path) != meta:
             with run.throughput.pause():
-                checkpoint.save(path, run.state, meta=meta, overwrite=True)
+                checkpoint.save(path, state, meta=meta, overwrite=True)
 
 
 class Console(Hook):
     """Prints one line per log point and per evaluation, and what the run is about to do."""
 
     def __init__(self, writer: ConsoleWriter | None = None) -> None:
+        if writer is not None:
+            fix = "pass a ConsoleWriter, or leave it out"
+            check_instance("writer", writer, ConsoleWriter, where="Console", fix=fix)
         self._writer = writer
 
     def on_start(self, run: Run) -> None:
@@ -193,6 +245,11 @@ class Console(Hook):
         self._writer = self._writer or ConsoleWriter(total_steps=run.updates_at_end)
         for line in run.announcements:
             self._writer.write_line(line)
+
+    def on_note(self, run: Run, note: str) -> None:
+        """Prints it."""
+        assert self._writer is not None
+        self._writer.write_line(note)
 
     def on_phase(self, run: Run, step: int) -> None:
         """Announces that the step is compiled anew, and why."""
@@ -218,7 +275,7 @@ class TensorBoard(Hook):
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
-        self._directory = directory
+        self._directory = as_directory("directory", directory, where="TensorBoard")
         self._writers: dict[str, MetricWriter] = {}
         self._written: dict[str, tuple[int, frozenset[str]]] = {}
         self._first = 0
@@ -264,6 +321,11 @@ class TensorBoard(Hook):
         for writer in self._writers.values():
             writer.close()
 
+    def flush(self) -> None:
+        """Writes the points that are in memory."""
+        for writer in self._writers.values():
+            writer.flush()
+
     def _write(self, name: str, step: int, metrics: dict[str, float]) -> None:
         """Writes what has no point at this step yet: a rejected batch does not move it."""
         last, tags = self._written.get(name, (step, frozenset()))
@@ -280,31 +342,3 @@ def check_period(every: Duration, *, where: str) -> None:
         raise ArgumentError(
             f"a period of {every!r} is no period", where=where, fix="pass at least one step"
         )
-
-
-def check_hooks(hooks: Any) -> tuple[Hook, ...]:
-    """Refuses anything in `hooks` that is not a `Hook`."""
-    if not isinstance(hooks, (tuple, list)):
-        raise ArgumentTypeError(
-            f"{hooks!r} is a {type(hooks).__name__}, not a list of hooks",
-            where="Trainer(hooks=...)",
-            fix="pass a list: hooks=[...]",
-        )
-    for index, hook in enumerate(hooks):
-        if not isinstance(hook, Hook):
-            raise ArgumentTypeError(
-                f"{hook!r} is not a Hook",
-                where=f"Trainer(hooks=...), number {index}",
-                fix="pass an instance of a class derived from ft.Hook",
-            )
-    return tuple(hooks)
-
-
-def all_hooks(
-    given: tuple[Hook, ...], evaluation: tuple[Hook, ...], verbose: bool, workdir: Path | None
-) -> tuple[Hook, ...]:
-    """Returns a run's hooks: console, curves, evaluation, the user's, saving at the end."""
-    console = (Console(),) if verbose else ()
-    curves = () if workdir is None else (TensorBoard(),)
-    saves = workdir is not None and not any(isinstance(hook, SaveEvery) for hook in given)
-    return (*console, *curves, *evaluation, *given, *((SaveEvery(),) if saves else ()))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flaxtrain.checks import check_integer
-from flaxtrain.data import Stream
+from flaxtrain.data import Stream, rows_as_given
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, DataError
 from flaxtrain.spec import AccumulateBatches
@@ -81,7 +81,7 @@ def horizon_of(
     total = steps
     if steps is None and length is not None:
         total = length * (_DEFAULT_EPOCHS if epochs is None else epochs)
-    return Horizon(total, length, stream.rows, accumulation.count)
+    return Horizon(total, length, rows_as_given(stream), accumulation.count)
 
 
 def begun_updates(total: int | None, accumulation: AccumulateBatches) -> list[str]:

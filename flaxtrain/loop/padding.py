@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from flaxtrain.data import HostBatch, Stream
+from flaxtrain.data import HostBatch, LocalRows, Stream
+from flaxtrain.data.alignment import AlignedStream
+from flaxtrain.errors import FlaxtrainError
+from flaxtrain.text import counted
 from flaxtrain.train import Recipe
 from flaxtrain.typing import ArrayLike
 
@@ -16,7 +19,25 @@ def check_padding(recipe: Recipe, stream: Stream) -> None:
         FlaxtrainError: padding is not exact, `Recipe.padding_problem`.
     """
     if recipe.padding_problem is not None and _surely_ragged(stream):
-        raise recipe.padding_problem
+        raise _refusal(recipe.padding_problem, stream)
+
+
+def _refusal(problem: FlaxtrainError, stream: Stream) -> FlaxtrainError:
+    """Returns the error for padding rows; it says so where devices are what they are for."""
+    source = stream.source if isinstance(stream, LocalRows) else stream
+    if not isinstance(source, AlignedStream):
+        return problem
+    multiple = source.multiple * source.parts
+    parts = (
+        f", {counted(source.parts, 'microbatch', 'microbatches')}" if source.parts > 1 else ""
+    )
+    return type(problem)(
+        f"batches of {source.source.rows} rows do not divide among {source.multiple} devices"
+        f"{parts}, and they can't be padded: {problem.found}",
+        where=problem.where,
+        fix=f"pass batches of a multiple of {multiple} rows; or {problem.fix}",
+        details=problem.details,
+    )
 
 
 def _surely_ragged(stream: Stream) -> bool:
@@ -56,5 +77,5 @@ def checked_mask(
     if has_masks(recipe, stream, always=always):
         return batch.mask
     if recipe.padding_problem is not None and batch.count < stream.rows:
-        raise recipe.padding_problem
+        raise _refusal(recipe.padding_problem, stream)
     return None

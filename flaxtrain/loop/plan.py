@@ -13,12 +13,13 @@ from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentTypeError
 from flaxtrain.loop.length import begun_updates
+from flaxtrain.loop.plan_devices import ONE_STEP_ON_ONE_DEVICE, PlannedDevices
 from flaxtrain.loop.plan_parts import (
     AtUpdates,
     PlannedGroup,
     PlannedLayer,
     PlannedPhase,
-    bytes_of,
+    memory_by_kind,
     planned_groups,
     planned_layers,
     planned_phases,
@@ -56,6 +57,7 @@ class Plan:
         horizon: length of the run, of an epoch, of a batch.
         memory: bytes of the state in the first phase by kind: `parameters`, `slots`,
             `collections`, `average` (where one of the weights is kept), `total`.
+        devices: the mesh, and what each device gets of a batch and holds of the state.
         loss: the loss, by name.
         spec: the optimizer spec, with all durations resolved.
         learning_rate: the spec's learning rate at the first, middle and last update, by update
@@ -88,6 +90,7 @@ class Plan:
     presets: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     horizon: Horizon
     memory: dict[str, int]
+    devices: PlannedDevices
     loss: str
     spec: str
     learning_rate: AtUpdates
@@ -106,6 +109,7 @@ class Plan:
         horizon: Horizon,
         notes: tuple[str, ...],
         initial_values: tuple[str, ...] = (),
+        devices: PlannedDevices = ONE_STEP_ON_ONE_DEVICE,
     ) -> Plan:
         """Makes the plan of a recipe on a data stream, by abstract evaluation only.
 
@@ -115,19 +119,12 @@ class Plan:
             horizon: the length of the run.
             notes: what was decided so far without being asked for.
             initial_values: where the first values come from.
+            devices: what each device gets of a batch, and holds.
         """
         assignment = recipe.assignment
         accumulation = recipe.spec.accumulation
         recipe = recipe.at(0)
         state = jax.eval_shape(recipe.init)
-        kinds = {
-            "parameters": state.params,
-            "slots": state.opt_state,
-            "collections": state.collections,
-            **({"accumulated": state.accumulated} if accumulation.count > 1 else {}),
-            **({"average": state.ema} if recipe.spec.ema is not None else {}),
-            "total": state,
-        }
         leaves = jax.tree_util.tree_leaves_with_path(recipe.example)
         groups = planned_groups(assignment, horizon)
         return cls(
@@ -138,7 +135,8 @@ class Plan:
             layers=planned_layers(assignment, recipe.facts),
             presets=_presets(recipe, assignment),
             horizon=horizon,
-            memory={kind: bytes_of(tree) for kind, tree in kinds.items()},
+            memory=memory_by_kind(recipe, state),
+            devices=devices,
             loss=_loss_name(recipe),
             spec=spec_text(recipe.spec),
             learning_rate=groups[-1].learning_rate,
@@ -226,6 +224,7 @@ class Plan:
             + (f", {updates} updates" if updates != total else ""),
         )
         yield "state", self._state_line()
+        yield from self.devices.lines()
         yield from self._frozen_lines()
         yield from self._preset_lines()
         yield "spec", self.spec

@@ -260,6 +260,24 @@ def range_text(scale: Any) -> str:
     return low if low == high else f"{low}..{high}"
 
 
+def memory_by_kind(recipe: Recipe, state: Any) -> dict[str, int]:
+    """Returns the bytes of a state by kind, see `Plan.memory`.
+
+    Args:
+        recipe: that of the state's phase.
+        state: arrays of a state, or their shapes and dtypes.
+    """
+    kinds = {
+        "parameters": state.params,
+        "slots": state.opt_state,
+        "collections": state.collections,
+        **({"accumulated": state.accumulated} if recipe.spec.accumulation.count > 1 else {}),
+        **({"average": state.ema} if recipe.spec.ema is not None else {}),
+        "total": state,
+    }
+    return {kind: bytes_of(tree) for kind, tree in kinds.items()}
+
+
 def bytes_of(tree: Any) -> int:
     """Returns the memory that a tree of arrays takes; keys of random streams don't count."""
     return sum(

@@ -10,10 +10,12 @@ import jax
 
 from flaxtrain import checkpoint
 from flaxtrain.checkpoint import CHECKPOINTS
-from flaxtrain.data import Stream
+from flaxtrain.data import Stream, as_given
 from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.plan import spec_data
 from flaxtrain.loop.recorded import Change, Recorded
+from flaxtrain.loop.steps_per_call import Calls
+from flaxtrain.parallel import ONE_DEVICE, Engine, barrier, is_writer
 from flaxtrain.params import Restore, join_adapters, split_adapters
 from flaxtrain.precision import UNSCALED, Precision, rounding_rule
 from flaxtrain.spec import AccumulateBatches, Lookahead, OptSpec, OptState
@@ -25,6 +27,7 @@ __all__ = ["Start", "begin", "checkpoint_meta", "data_facts"]
 
 def data_facts(stream: Stream, seed: int) -> dict[str, Any]:
     """Returns what decides the order of the examples, for a later resume to compare."""
+    stream = as_given(stream)
     return {
         "seed": seed,
         "batch_size": stream.rows,
@@ -94,16 +97,23 @@ class Start(NamedTuple):
         state: the state.
         notes: what was decided, as sentences.
         texts: tables about it, by name.
+        calls: how many steps its calls made; None where that is not known.
     """
 
     recipe: Recipe
     state: TrainState
     notes: list[str]
     texts: dict[str, str]
+    calls: Calls | None = None
 
 
 def begin(
-    recipe: Recipe, stream: Stream, seed: int, workdir: Path | None, init_from: Restore | None
+    recipe: Recipe,
+    stream: Stream,
+    seed: int,
+    workdir: Path | None,
+    init_from: Restore | None,
+    engine: Engine = ONE_DEVICE,
 ) -> Start:
     """Returns the state of the workdir's last checkpoint, or the state before the first step.
 
@@ -114,6 +124,7 @@ def begin(
         workdir: the run's directory, or None.
         init_from: where the weights of a run that begins come from; a run that goes on has
             its own.
+        engine: where the state is to lie.
 
     Raises:
         CheckpointError: the checkpoint was made with another spec, or does not fit the model;
@@ -122,10 +133,12 @@ def begin(
     """
     found = None
     if workdir is not None:
-        checkpoint.clean_up(workdir / CHECKPOINTS)
+        if is_writer():
+            checkpoint.clean_up(workdir / CHECKPOINTS)
+        barrier("the workdir is clean")
         found = checkpoint.latest(workdir / CHECKPOINTS)
     if found is None:
-        return _first(recipe, seed, init_from)
+        return _first(recipe, seed, init_from, engine)
     meta = checkpoint.read_meta(found)
     changes = _changes(meta, recipe, found)
     notes = [
@@ -140,6 +153,7 @@ def begin(
         if name in data and data[name] != value
     ]
     notes += _options_notes(meta, recipe, changes, found)
+    notes += _devices_notes(meta.get("devices", ""), engine.describe())
     if init_from is not None:
         notes.append("init_from= is not read again: the run goes on from its own checkpoint")
     recipe = recipe.at(meta.get("step", 0))
@@ -152,7 +166,8 @@ def begin(
     state = checkpoint.restore(found, like=like, from_like=(), if_present=left)
     if not goes_on:
         state = state.replace(ema=recipe.begin_average(state.exact_params, state.collections))
-    return Start(recipe, state.resumable(), notes + told, {})
+    state = engine.put(state.resumable())
+    return Start(recipe, state, notes + told, {}, Calls.read(meta))
 
 
 def _spec_notes(
@@ -250,10 +265,17 @@ def _options_notes(
     ]
 
 
-def _first(recipe: Recipe, seed: int, init_from: Restore | None) -> Start:
-    params, collections, rng = recipe.initial(seed)
+def _devices_notes(before: str, now: str) -> list[str]:
+    if before == now:
+        return []
+    texts = (text or "one device" for text in (before, now))
+    return ["devices were {} and are {}: not the bits that would have followed".format(*texts)]
+
+
+def _first(recipe: Recipe, seed: int, init_from: Restore | None, engine: Engine) -> Start:
     if init_from is None:
-        return Start(recipe, recipe.state(params, collections, rng), [], {})
+        return Start(recipe, engine.made(lambda: recipe.init(seed)), [], {})
+    params, collections, rng = recipe.initial(seed)
     base, own = params, {}
     if recipe.adapters is not None:
         base, own = split_adapters(params)
@@ -263,4 +285,5 @@ def _first(recipe: Recipe, seed: int, init_from: Restore | None) -> Start:
     if recipe.adapters is not None:
         params = join_adapters(params, own)
     state = recipe.state(params, restored, rng)
-    return Start(recipe, state, [report.summary], {"restore": report.markdown()})
+    table = {"restore": report.markdown()}
+    return Start(recipe, engine.put(state), [report.summary], table)

@@ -1,44 +1,38 @@
-"""One call of `fit` in progress: what hooks see, and the loop that drives the steps."""
+"""One call of `fit` in progress: what hooks see, and how it begins and ends."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from flaxtrain.checkpoint import CHECKPOINTS
-from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import NonFiniteError, StateError
-from flaxtrain.loop.bad_steps import bad_step_error
+from flaxtrain.errors import StateError
 from flaxtrain.loop.feature_cache import NoCache
 from flaxtrain.loop.hooks import Hook
-from flaxtrain.loop.in_flight import Dispatched, InFlight
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.length import begun_updates
-from flaxtrain.loop.padding import checked_mask
 from flaxtrain.loop.passes import Passes
 from flaxtrain.loop.phases import describe_phase
 from flaxtrain.loop.plan import parameter_table, spec_text
-from flaxtrain.loop.result import FitResult, History
+from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import checkpoint_meta
-from flaxtrain.loop.window import IN_FLIGHT, Report, TrainProgram
-from flaxtrain.monitor import Throughput
-from flaxtrain.parallel import place
+from flaxtrain.loop.stepping import Stepping
+from flaxtrain.loop.steps_per_call import StepsPerCall
+from flaxtrain.loop.window import TrainProgram
 from flaxtrain.params import Table
 from flaxtrain.train import Recipe, TrainState
-from flaxtrain.typing import Array
 
 __all__ = ["Run"]
 
 
-class Run:
+class Run(Stepping):
     """One call of `fit` in progress.
 
     Attributes:
@@ -78,31 +72,24 @@ class Run:
         texts: Mapping[str, str],
         seed: int,
         cache: NoCache,
+        steps_per_call: StepsPerCall,
     ) -> None:
-        self.recipe, self.state, self.stream = recipe, state, stream
-        self.horizon, self.total, self.workdir = horizon, total, workdir
-        self.first_step, self.batches = (
-            int(value) for value in jax.device_get((state.step, state.counters.batches))
+        super().__init__(
+            recipe=recipe,
+            state=state,
+            stream=stream,
+            total=total,
+            workdir=workdir,
+            hooks=hooks,
+            program=program,
+            passes=Passes(stream, cache, position, epochs),
+            cache=cache,
+            steps_per_call=steps_per_call,
         )
-        self._first_batch = self.batches
-        self.history = History()
-        self.throughput = Throughput()
+        self.horizon, self.texts, self.seed = horizon, texts, seed
         self.announcements = (*announcements, *begun_updates(total, recipe.spec.accumulation))
-        self.texts, self.seed = texts, seed
         self.error: BaseException | None = None
-        self.dispatched = False
-        self._passes = Passes(stream, cache, position, epochs)
-        self._hooks, self._program_of, self._evaluate = hooks, program, evaluate
-        self._cache, self._program = cache, program(recipe)
-        self._known_step, self._known_batches = self.first_step, self.batches
-        self._reason: str | None = None
-        self._pending: deque[tuple[int, Report]] = deque()
-        self._in_flight = InFlight()
-        self._status: Array | None = None
-        self._window: Any = None
-        self._skipped, self._closed_at = 0, jnp.asarray(self.first_step, jnp.int32)
-        self._last = jnp.asarray(-1 if total is None else total, jnp.int32)
-        self._seconds = {"compile": 0.0, "evaluate": 0.0}
+        self._first_batch, self._evaluate = self.batches, evaluate
 
     # What hooks may do.
 
@@ -154,7 +141,14 @@ class Run:
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """What a checkpoint says beside the state, as JSON values."""
-        return checkpoint_meta(self.recipe, self.state, self.stream, self.seed)
+        meta = checkpoint_meta(self.recipe, self.state, self.stream, self.seed)
+        devices = self._program.engine.describe()
+        return {**meta, **self._steps_per_call.as_meta(), "devices": devices}
+
+    def flush(self) -> None:
+        """Lets every hook write what is not on the disk yet."""
+        for hook in self._hooks:
+            hook.flush()
 
     def overview(self) -> Table:
         """Returns the table of parameters."""
@@ -182,7 +176,9 @@ class Run:
         started: list[Hook] = []
         try:
             with self.throughput.pause():
-                self.announcements += self._cache.fill(self.recipe, self.state, interrupt)
+                self.announcements += self._cache.fill(
+                    self.recipe, self.state, interrupt, self._program.engine
+                )
             self._program = self._program_of(self._cache.recipe(self.recipe))
             for hook in self._hooks:
                 hook.on_start(self)
@@ -229,122 +225,8 @@ class Run:
     def _timings(self, total: float) -> dict[str, float]:
         spent = {**self._seconds, **self._cache.seconds, **self.throughput.totals()}
         seconds = {"total": total, **spent}
-        steps = self.batches - self._first_batch - 1  # the first one is part of `compile`
+        first = sum(self._compiled.values())  # these are part of `compile`
+        steps = self.batches - self._first_batch - first
         count = self.recipe.spec.accumulation.count
         rate = {"steps_per_sec": steps / count / seconds["train"]} if steps > 0 else {}
         return {**seconds, **rate}
-
-    def _steps(self, interrupt: DeferredInterrupt) -> None:
-        left = None if self.total is None else self.total - self.batches
-        source = self._passes.batches(self.recipe, left)
-        for batch in prefetch(source, place, on_wait=self.throughput.waited):
-            if self.dispatched:
-                self._step(batch)
-            else:
-                began = time.monotonic()
-                with self.throughput.pause():
-                    self._step(batch)
-                    jax.block_until_ready(self._status)
-                self._seconds["compile"] = time.monotonic() - began
-                self.dispatched = True
-            self.throughput.step(batch.count)
-            for hook in self._hooks:
-                hook.on_step(self)
-            if self._reason or interrupt.requested:
-                break
-        self._close_window()
-
-    def _step(self, batch: HostBatch) -> None:
-        data, mask = self._cache.data(batch), checked_mask(self.recipe, self.stream, batch)
-        if self._window is None:
-            self._window = self._program.empty_window(self.state, data, mask)
-        self.state, self._window, status = self._program.step(
-            self.state, self._window, data, mask, self._last
-        )
-        self._status = status
-        # Without its features: it is to be of use later, and runs again to the same bits.
-        step = Dispatched(self.batches, *self._passes.place(), batch.data, mask, status)
-        self.batches += 1
-        if (halted := self._in_flight.add(step)) is not None:
-            raise self._error(halted)
-        if self.batches % self._program.log_every == 0:
-            self._close_window()
-        if self._may_be_next_phase():
-            self._change_phase()
-        self._deliver()
-
-    def _may_be_next_phase(self) -> bool:
-        """Whether enough batches were dispatched since the step was last read; no waiting."""
-        stop = self.recipe.phase.stop
-        count = self.recipe.spec.accumulation.count
-        # Rounded up: an update may have been begun before the step was read.
-        at_most = self._known_step - (self._known_batches - self.batches) // count
-        return stop is not None and at_most >= stop
-
-    def _change_phase(self) -> None:
-        """Waits for the step in progress, and enters the next phase if it has begun.
-
-        Rejected steps don't count, so the phase may have to wait for as many batches more.
-        """
-        step = int(jax.device_get(self.state.step))
-        self._known_step, self._known_batches = step, self.batches
-        recipe = self.recipe.at(step)
-        if recipe is self.recipe:
-            return
-        self._close_window()
-        self._settle()
-        with self.throughput.pause():
-            self.state = recipe.enter(self.state)
-            self._cache.drop()
-            self.recipe, self._program = recipe, self._program_of(recipe)
-            self._window = None
-        for hook in self._hooks:
-            hook.on_phase(self, step)
-
-    def _close_window(self) -> None:
-        """Ends the window of metrics; its values are read when they are sure to be there."""
-        if self._window is None or self._status is None:
-            return
-        values, weighted, self._window, self._closed_at = self._program.finish(
-            self._window, self._status, self._closed_at
-        )
-        self._pending.append((self.batches, Report(values, weighted, self._status)))
-
-    def _deliver(self, wait: bool = False) -> None:
-        """Hands over the reports whose steps are surely finished, or all if told to wait."""
-        while self._pending and (wait or self._pending[0][0] <= self.batches - IN_FLIGHT):
-            _, report = self._pending.popleft()
-            status, metrics = report.collect()
-            if metrics or status.skipped > self._skipped:
-                row = {**metrics, **status.rejected(), **self._rates()}
-                self._skipped = status.skipped
-                self.history.train.append({"step": status.step, **row})
-                for hook in self._hooks:
-                    hook.on_log(self, status.step, row)
-
-    def _rates(self) -> dict[str, float]:
-        """Returns the speed since the last log point; a step is an optimizer update."""
-        rates = self.throughput.window()
-        if "steps_per_sec" in rates:
-            rates["steps_per_sec"] /= self.recipe.spec.accumulation.count
-        return rates
-
-    def _settle(self) -> None:
-        """Waits for all steps and hands over all reports."""
-        if (halted := self._in_flight.settle()) is not None:
-            raise self._error(halted)
-        self._deliver(wait=True)
-
-    def _error(self, step: Dispatched) -> NonFiniteError:
-        """Looks at a step that has halted the run: those after it were all rejected."""
-        note = None
-        try:
-            self._close_window()
-            self._deliver(wait=True)
-        except Exception as failure:  # of a hook: the report must not be lost for it
-            note = f"and at the log point before it: {failure!r}"
-        with self.throughput.pause():
-            error = bad_step_error(self.recipe, self.state, self.stream, step, self.workdir)
-        if note is not None:
-            error.add_note(note)
-        return error

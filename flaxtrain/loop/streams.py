@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from flaxtrain.data import ArrayBatches, Stream, as_stream, is_arrays
+from flaxtrain.data import (
+    ArrayBatches,
+    Stream,
+    aligned,
+    as_stream,
+    is_arrays,
+    is_whole,
+    local_rows_of,
+)
+from flaxtrain.parallel import Devices
 
-__all__ = ["stream_in_order", "training_stream"]
+__all__ = ["on_devices", "stream_in_order", "training_stream"]
+
+
+def on_devices(stream: Stream, devices: Devices, parts: int = 1) -> Stream:
+    """Returns a stream whose batches divide among the devices, with this process's rows.
+
+    Args:
+        stream: the data, as the user gave them.
+        devices: what a batch is spread over.
+        parts: number of microbatches in a batch.
+    """
+    if devices.processes == 1:
+        return aligned(stream, devices.multiple, parts)
+    shards = 1 if is_whole(stream) else devices.processes
+    stream = aligned(stream, devices.multiple // shards, parts)
+    return local_rows_of(stream, devices.processes, devices.local_rows)
 
 
 def training_stream(ds: Any, batch_size: int | None, seed: int) -> tuple[Stream, list[str]]:

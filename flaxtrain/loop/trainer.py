@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+from jax.sharding import Mesh
 
-from flaxtrain.checks import answering_class
+from flaxtrain.answering import answering_class
+from flaxtrain.checks import as_directory
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import StateError
-from flaxtrain.loop.arguments import FitCall, as_directory, check_arguments
-from flaxtrain.loop.batch_stats import with_batch_stats
+from flaxtrain.loop.arguments import FitCall, check_arguments
 from flaxtrain.loop.debug.debuggable import Debuggable
 from flaxtrain.loop.debug.modes import debug_fit
-from flaxtrain.loop.evaluation import evaluate, predict
+from flaxtrain.loop.evaluating import Evaluating, evaluated
 from flaxtrain.loop.evaluation_hook import evaluation_hooks
 from flaxtrain.loop.feature_cache import feature_cache
-from flaxtrain.loop.hooks import Hook, all_hooks, check_hooks
+from flaxtrain.loop.hooks import Hook
+from flaxtrain.loop.hooks_of_run import all_hooks, check_hooks
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.length import (
     check_length,
@@ -29,24 +32,35 @@ from flaxtrain.loop.length import (
 )
 from flaxtrain.loop.padding import check_padding
 from flaxtrain.loop.plan import Plan
+from flaxtrain.loop.plan_devices import planned_devices
 from flaxtrain.loop.plan_start import planned_start
 from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
-from flaxtrain.loop.resume import begin
+from flaxtrain.loop.resume import Start, begin
 from flaxtrain.loop.run import Run
-from flaxtrain.loop.streams import stream_in_order, training_stream
+from flaxtrain.loop.several_processes import agree_on_the_run
+from flaxtrain.loop.steps_per_call import check_steps_per_call
+from flaxtrain.loop.streams import on_devices, training_stream
+from flaxtrain.parallel import Devices, Sharding, heartbeat
 from flaxtrain.params import LoRA, Restore
 from flaxtrain.precision import LossScale, Policy, Precision
 from flaxtrain.spec import OptSpec
 from flaxtrain.spec.validate import SPEC_ARGUMENTS
-from flaxtrain.train import LossFn, Recipe, StepOptions, TrainState, make_recipe
-from flaxtrain.typing import HostTree
+from flaxtrain.train import (
+    AxisReplicas,
+    LossFn,
+    Recipe,
+    StepOptions,
+    TrainState,
+    make_recipe,
+    with_replicas,
+)
 
 __all__ = ["Trainer"]
 
 
 @answering_class(**SPEC_ARGUMENTS)
-class Trainer(Debuggable):
+class Trainer(Debuggable, Evaluating):
     """Trains a Linen module.
 
     Args:
@@ -58,7 +72,7 @@ class Trainer(Debuggable):
         metrics: a `clu.metrics.Collection` class, computed from `logits`, `labels` and `loss`,
             or from what a loss function returns as its second value. As in clu, a row counts or
             does not: fractional example weights weigh the loss only.
-        seed: root of all randomness: initial values, dropout, the order of arrays.
+        seed: root of all randomness, in [0, 2^32): initial values, dropout, order of arrays.
         workdir: directory of the run: TensorBoard files and checkpoints. A run that is found
             there is continued.
         hooks: further hooks.
@@ -72,6 +86,15 @@ class Trainer(Debuggable):
             `DynamicScale()` where `precision` has float16, else nothing.
         precision: the dtypes in which parameters are stored and the model computes: a policy
             such as `"bf16"` or `"p=f32,c=bf16,o=f32"`, or a `Precision`.
+        mesh: the axes of the mesh of devices and their lengths, such as `{"data": -1}` for data
+            parallelism over all of them; None: one device, or all where there are several
+            processes. A batch is spread over the axes `data` and `fsdp`.
+        sharding: what is split: `"replicated"`, `"zero1"` (slots), `"fsdp"` (parameters too),
+            or a `Sharding`; None: `"fsdp"` where the mesh has that axis, else `"replicated"`.
+        backend: `"jit"`; or `"pmap"`, for data parallelism alone.
+        steps_per_call: how many steps one compiled call makes, at most `log_every`: for small
+            models, whose steps take about as long as a call. `"auto"` times a few steps first.
+            Runs that differ in it agree up to rounding, not bit for bit.
 
     Attributes:
         state: the training state, or None before the first `fit`.
@@ -107,18 +130,25 @@ class Trainer(Debuggable):
         adapters: LoRA | None = None,
         loss_scale: LossScale | None = None,
         precision: str | Policy | Precision = "f32",
+        mesh: Mapping[str, int] | Mesh | None = None,
+        sharding: str | Sharding | None = None,
+        backend: str = "jit",
+        steps_per_call: int | str = 1,
     ) -> None:
-        check_arguments(model, opt_spec, loss, metrics, seed, log_every, init_from, adapters)
+        check_arguments(
+            model, opt_spec, loss, metrics, seed, log_every, verbose, init_from, adapters
+        )
+        check_steps_per_call(steps_per_call, log_every)
         self.model, self.spec, self.loss, self.metrics = model, opt_spec, loss, metrics
         self.seed, self.log_every, self.verbose = seed, log_every, verbose
-        self.workdir = as_directory(workdir)
-        self.init_from, self.adapters = init_from, adapters
+        self.workdir = as_directory("workdir", workdir, where="Trainer")
+        self.hooks, self.init_from, self.adapters = check_hooks(hooks), init_from, adapters
         self.options = StepOptions(loss_scale, precision)
-        self.hooks = check_hooks(hooks)
+        self._devices = Devices.of(mesh, sharding, backend)
         self.state: TrainState | None = None
         self.recipe: Recipe | None = None
-        self._fitted = False
-        self._programs = Programs(log_every)
+        self._fitted, self._programs = False, Programs(log_every, steps_per_call)
+        self._running: Run | None = None
 
     @property
     def compilations(self) -> dict[str, int]:
@@ -172,40 +202,43 @@ class Trainer(Debuggable):
         call = FitCall(ds, steps, epochs, eval_ds, eval_every, batch_size, cache_frozen)
         if debug is not None:
             return debug_fit(debug, self, call)
+        with heartbeat().guard(self._flush):
+            return self._fit(call)
+
+    def _fit(self, call: FitCall) -> FitResult:
         call.check()
-        stream, notes = training_stream(ds, batch_size, self.seed)
-        cache = feature_cache(cache_frozen, stream)
-        epochs, told = epochs_and_notes(steps, epochs, self.spec.accumulation)
+        stream, notes = self._training(call.ds, call.batch_size)
+        cache = feature_cache(call.cache_frozen, stream)
+        epochs, told = epochs_and_notes(call.steps, call.epochs, self.spec.accumulation)
         notes += told
         fresh = not self._fitted
-        horizon = horizon_of(stream, steps, epochs, self.spec.accumulation)
+        horizon = horizon_of(stream, call.steps, epochs, self.spec.accumulation)
         recipe = self._build(stream, horizon)
         notes += self._inferred(recipe)
         if not fresh and self.spec != recipe.spec:
             notes.append("relative durations of the spec were resolved for the first fit")
-        evaluation = evaluation_hooks(recipe, stream, call)
-        before, texts = self.state, {}
-        if self.state is None:
-            start = begin(recipe, stream, self.seed, self.workdir, self.init_from)
-            recipe = self.recipe = start.recipe
-            self.state = start.state
-            notes, texts = notes + start.notes, start.texts
-        run = Run(
-            recipe=recipe,
-            state=self.state,
+        evaluation = evaluation_hooks(recipe, stream, call, self._devices)
+        before, start = self.state, self._start(recipe, stream)
+        total = total_batches(start.state, horizon.batches, fresh)
+        agree_on_the_run(start.recipe, start.state, stream, self.seed, total=total)
+        self.recipe, self.state = start.recipe, start.state
+        run = self._running = Run(
+            recipe=start.recipe,
+            state=start.state,
             stream=stream,
             horizon=horizon,
-            total=total_batches(self.state, horizon.batches, fresh),
+            total=total,
             epochs=epochs if horizon.batches is None else None,
             hooks=all_hooks(self.hooks, evaluation, self.verbose, self.workdir),
             program=self._programs.train,
-            evaluate=self._evaluate,
-            position=position_in(stream, self.state, fresh),
+            evaluate=partial(evaluated, self),
+            position=position_in(stream, start.state, fresh),
             workdir=self.workdir,
-            announcements=tuple(notes),
-            texts=texts,
+            announcements=(*notes, *start.notes),
+            texts=start.texts,
             seed=self.seed,
             cache=cache,
+            steps_per_call=self._programs.steps_per_call,
         )
         try:
             with DeferredInterrupt() as interrupt:
@@ -214,73 +247,11 @@ class Trainer(Debuggable):
             # A run that failed before its first step leaves no trace.
             self.state = before if run.error is not None and not run.dispatched else run.state
             self.recipe = run.recipe if self.state is run.state else self.recipe
-            self._fitted = self._fitted or run.dispatched
+            self._fitted, self._running = self._fitted or run.dispatched, None
 
-    def evaluate(
-        self, ds: Any, *, batch_size: int | None = None, weights: str | None = "raw"
-    ) -> dict[str, float]:
-        """Returns loss and metrics over all of `ds`, exact whatever the batch size.
-
-        Args:
-            ds: as for `fit`; one pass, in order.
-            batch_size: for arrays only; default 128.
-            weights: `"raw"`, the trained weights; `"ema"`, their average; `"both"`, in one
-                pass, with names such as `loss/ema`; None: what `fit` reports, all there are.
-
-        Raises:
-            StateError: nothing was trained yet, or there is no average.
-            UnknownNameError: `weights` is another word.
-        """
-        state = self._trained("evaluate")
-        return self._evaluate(ds, batch_size=batch_size, state=state, weights=weights)
-
-    def predict(
-        self, ds: Any, *, batch_size: int | None = None, weights: str = "raw"
-    ) -> HostTree:
-        """Returns the model's outputs for all of `ds`, in order, without padding.
-
-        Args:
-            ds: as for `fit`; targets may be missing.
-            batch_size: for arrays only; default 128.
-            weights: `"raw"`, the trained weights, or `"ema"`, their average.
-
-        Returns:
-            Numpy arrays `[examples, ...]`, in the structure of the model's output.
-
-        Raises:
-            StateError: nothing was trained yet, or there is no average.
-            UnknownNameError: `weights` is another word.
-        """
-        state = self._trained("predict")
-        assert self.recipe is not None
-        program = self._programs.predict(self.recipe)
-        return predict(program, state, stream_in_order(ds, batch_size), weights)
-
-    def recompute_batch_stats(
-        self,
-        ds: Any,
-        n_batches: int | None = None,
-        *,
-        batch_size: int | None = None,
-    ) -> None:
-        """Gives the averaged weights statistics of BatchNorm of their own, which `Swa` needs.
-
-        They are those of all rows, run in training mode. What is trained stays as it is.
-
-        Args:
-            ds: as for `fit`, in the order of its first epoch.
-            n_batches: number of batches; None: one epoch.
-            batch_size: for arrays only; default 128.
-
-        Raises:
-            FlaxtrainError: there is no average with statistics, no BatchNorm, too little data,
-                or a statistic is not finite; the state is as it was.
-        """
-        state = self._trained("recompute_batch_stats")
-        assert self.recipe is not None
-        stream, _ = training_stream(ds, batch_size, self.seed)
-        program = self._programs.statistics(self.recipe)
-        self.state = with_batch_stats(self.recipe, program, state, stream, n_batches)
+    def _flush(self) -> None:
+        if self._running is not None:
+            self._running.flush()
 
     def plan(
         self,
@@ -299,14 +270,20 @@ class Trainer(Debuggable):
             batch_size: as for `fit`.
         """
         check_length(steps, epochs)
-        stream, notes = training_stream(ds, batch_size, self.seed)
+        stream, notes = self._training(ds, batch_size)
         horizon = horizon_of(stream, steps, epochs, self.spec.accumulation)
         recipe = self._build(stream, horizon, keep=False)
         notes += self._inferred(recipe)
         start = planned_start(recipe, self.state, self.workdir, self.init_from)
-        return Plan.of(recipe, stream, horizon, tuple(notes), start)
+        devices = planned_devices(recipe, stream, self._devices, self._programs.steps_per_call)
+        return Plan.of(recipe, stream, horizon, tuple(notes), start, devices)
 
     # What fit is made of.
+
+    def _training(self, ds: Any, batch_size: int | None) -> tuple[Stream, list[str]]:
+        stream, notes = training_stream(ds, batch_size, self.seed)
+        parts = self.spec.accumulation.microbatches
+        return on_devices(stream, self._devices, parts), notes + self._devices.notes()
 
     def _build(self, stream: Stream, horizon: Horizon, keep: bool = True) -> Recipe:
         recipe = self.recipe if self._fitted else None
@@ -324,26 +301,22 @@ class Trainer(Debuggable):
         check_padding(recipe, stream)
         if keep and recipe is not self.recipe:
             self.recipe = recipe
-            self._programs.forget()
+            engine = self._devices.engine(recipe.facts)
+            if engine.axis_name is not None:
+                with_replicas(recipe, AxisReplicas(engine.axis_name))  # refuses what can't be
+            self._programs.forget(engine)
         return recipe
+
+    def _start(self, recipe: Recipe, stream: Stream) -> Start:
+        """Returns what the run begins with: the trainer's state, if it has one."""
+        engine, calls = self._programs.engine, self._programs.steps_per_call
+        if self.state is not None:
+            return Start(recipe, engine.put(self.state), [], {})
+        start = begin(recipe, stream, self.seed, self.workdir, self.init_from, engine)
+        return start._replace(notes=start.notes + calls.resume(start.calls))
 
     def _inferred(self, recipe: Recipe) -> list[str]:
         loss, notes = recipe.supervised, [*recipe.options.notes]
         if self.loss is None and loss is not None:
             notes.append(f"loss= was not given, inferred from the targets: {loss.name}")
         return notes
-
-    def _evaluate(
-        self, ds: Any, *, batch_size: int | None, state: TrainState, weights: str | None = None
-    ) -> dict[str, float]:
-        assert self.recipe is not None
-        program = self._programs.evaluate(self.recipe)
-        stream = stream_in_order(ds, batch_size)
-        return evaluate(self.recipe, program, state, stream, weights)
-
-    def _trained(self, verb: str) -> TrainState:
-        if self.state is None:
-            raise StateError(
-                "there is no state yet", where=f"Trainer.{verb}", fix="call fit first"
-            )
-        return self.state

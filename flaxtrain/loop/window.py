@@ -14,19 +14,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.errors import LossError
+from flaxtrain.loop.several_steps import StepParts, several_steps
+from flaxtrain.loop.steps_per_call import Calls
 from flaxtrain.metrics import Mean, Terms
 from flaxtrain.metrics.monoid import compute, empty_like, merge
-from flaxtrain.parallel import compiled
-from flaxtrain.train import STEP_METRICS, Recipe, TrainState, eval_step, train_step
+from flaxtrain.parallel import ONE_DEVICE, Compiled, Engine
+from flaxtrain.train import (
+    STEP_METRICS,
+    AxisReplicas,
+    OneProgram,
+    Recipe,
+    TrainState,
+    eval_step,
+    train_step,
+)
 from flaxtrain.typing import Array, ArrayLike, Batch
 
-__all__ = ["IN_FLIGHT", "EvalProgram", "Report", "Status", "TrainProgram", "as_numbers"]
+__all__ = [
+    "EvalProgram",
+    "Report",
+    "Status",
+    "TrainProgram",
+    "as_numbers",
+    "on_engine",
+    "seeing_all",
+]
 
 Metrics = dict[str, Any]
-
-IN_FLIGHT = 8
-"""Steps that may be dispatched and not yet finished. Unbounded dispatch aborts the process on a
-multi-device CPU, and hides how far the device is behind."""
 
 
 class Status(NamedTuple):
@@ -177,16 +191,19 @@ class TrainProgram:
     Args:
         recipe: what does not change in the run.
         log_every: number of batches between two log points.
+        engine: where it runs.
     """
 
-    def __init__(self, recipe: Recipe, log_every: int) -> None:
-        self.log_every = log_every
-        form = Window(lambda *args: train_step(recipe, *args)[1])
+    def __init__(self, recipe: Recipe, log_every: int, engine: Engine = ONE_DEVICE) -> None:
+        self.log_every, self.engine = log_every, engine
+
+        def metrics_of(state: TrainState, batch: Batch, mask: ArrayLike | None) -> Metrics:
+            return train_step(recipe, state, *engine.part((batch, mask)))[1]
+
+        form, on_all = Window(metrics_of), on_engine(engine, recipe)
         count, stop = recipe.spec.accumulation.count, recipe.phase.stop
 
-        def step(
-            state: TrainState, window: Packed, batch: Batch, mask: ArrayLike | None, last: Array
-        ) -> tuple[TrainState, Packed, Array]:
+        def is_due(state: TrainState, last: Array) -> Array:
             number = state.counters.batches + 1
             # The last update of a window: fewer than `count` batches are left in it, and no
             # other fits. By `rem`, since `%` takes care of signs.
@@ -194,8 +211,23 @@ class TrainProgram:
             due |= (last >= 0) & (last - number < count)
             if stop is not None:
                 due |= state.step + 1 == stop
-            state, metrics = train_step(recipe, state, batch, mask, norms=due)
-            return state, form.merged(window, metrics), _status(state)
+            return due
+
+        def make(
+            state: TrainState,
+            window: Packed,
+            batch: Batch,
+            mask: ArrayLike | None,
+            norms: bool | Array,
+        ) -> tuple[TrainState, Packed]:
+            state, metrics = train_step(on_all, state, batch, mask, norms=norms)
+            return state, form.merged(window, metrics)
+
+        def step(
+            state: TrainState, window: Packed, batch: Batch, mask: ArrayLike | None, last: Array
+        ) -> tuple[TrainState, Packed, Array]:
+            state, window = make(state, window, batch, mask, is_due(state, last))
+            return state, window, _status(state)
 
         def finish(
             window: Packed, status: Array, before: Array
@@ -206,9 +238,48 @@ class TrainProgram:
             weighted = {name: some & ~goes_on for name, some in weighted.items()}
             return values, weighted, after, status[0]
 
-        self.step = compiled(step, donate=(0, 1))
-        self.finish = compiled(finish, donate=(0,))
-        self.empty_window = form.empty
+        self._microbatches = recipe.spec.accumulation.microbatches
+        self.step = engine.compiled_step(
+            step, donate=(0, 1), rows=(2, 3), parts=self._microbatches
+        )
+        self._parts = StepParts(make, is_due, _status)
+        self._blocks: dict[Calls, Compiled] = {}
+        self.finish = engine.compiled(finish, donate=(0,))
+        self.empty_window = lambda *args: engine.put(form.empty(*args))
+
+    @property
+    def compilations(self) -> int:
+        """How often the step was compiled, by itself and in calls of several steps."""
+        blocks = sum(block.compilations for block in self._blocks.values())
+        return self.step.compilations + blocks
+
+    def block(self, calls: Calls) -> Compiled:
+        """Returns the function that makes several steps in one call, see `several_steps`."""
+        if calls not in self._blocks:
+            self._blocks[calls] = self.engine.compiled_step(
+                several_steps(self._parts, calls),
+                donate=(0, 1),
+                rows=(2, 3),
+                parts=self._microbatches,
+                stacked=True,
+            )
+        return self._blocks[calls]
+
+
+def on_engine(engine: Engine, recipe: Recipe) -> Recipe:
+    """Returns a recipe whose training step knows of the other devices."""
+    if engine is ONE_DEVICE:
+        return recipe
+    if engine.axis_name is not None:
+        return recipe.changed(replicas=AxisReplicas(engine.axis_name))
+    return seeing_all(engine, recipe)
+
+
+def seeing_all(engine: Engine, recipe: Recipe) -> Recipe:
+    """Returns a recipe for programs that see whole batches, on however many devices."""
+    if engine is ONE_DEVICE:
+        return recipe
+    return recipe.changed(replicas=OneProgram(engine.spread, engine.keep_rows))
 
 
 class EvalProgram:
@@ -216,9 +287,15 @@ class EvalProgram:
 
     `step(state, window, batch, mask)` returns the window, and something to wait for: the window
     itself is donated to the next step.
+
+    Args:
+        recipe: what does not change in the run.
+        engine: where it runs.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, engine: Engine = ONE_DEVICE) -> None:
+        self.engine = engine
+        recipe = seeing_all(engine, recipe)
         form = Window(lambda *args: eval_step(recipe, *args))
 
         def step(
@@ -227,6 +304,6 @@ class EvalProgram:
             window = form.merged(window, eval_step(recipe, state, batch, mask))
             return window, jnp.sum(window[0])
 
-        self.step = compiled(step, donate=(1,))
-        self.finish = compiled(form.finish, donate=(0,))
-        self.empty_window = form.empty
+        self.step = engine.compiled(step, donate=(1,))
+        self.finish = engine.compiled(form.finish, donate=(0,))
+        self.empty_window = lambda *args: engine.put(form.empty(*args))

@@ -276,7 +276,7 @@ def test_arguments_of_the_wrong_type_are_refused(tmp_path: Path, adapters: Adapt
     with pytest.raises(ArgumentTypeError, match="params is a list"):
         load_adapters(path, wrong)
     wrong = adapters
-    with pytest.raises(ArgumentTypeError, match="lora is a Adapters"):
+    with pytest.raises(ArgumentTypeError, match="lora is an Adapters"):
         load_adapters(path, split_adapters(params)[0], wrong)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,16 @@ def test_a_trainer_takes_seed_log_points_loss_and_metrics(tmp_path: Path) -> Non
     assert [row["step"] for row in result.history.val] == [3, 6]
     assert {"loss", "hits"} <= result.history.val[0].keys()
     assert ft.checkpoint.latest(tmp_path / "checkpoints") is not None
+
+
+def test_a_task_without_validation_data_is_not_evaluated() -> None:
+    wanted = config(batch_size=20, epochs=1)
+    trainer, task = ft.trainer_from_config(wanted, verbose=False)
+    alone = dataclasses.replace(task, val=None)
+    assert trainer.fit(**ft.fit_arguments(wanted, alone)).history.val == []
+    every = ft.fit_arguments(config(eval_every=3), alone)
+    with pytest.raises(errors.ArgumentError, match="eval_every=3 is given, and no eval_ds"):
+        trainer.fit(**every)
 
 
 def test_the_order_of_the_data_depends_on_the_seed_of_the_config() -> None:

@@ -18,6 +18,7 @@ import pytest
 import flaxtrain as ft
 from configs.digits import get_config
 from flaxtrain.cli import main as module
+from tests.processes.running import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,3 +178,31 @@ def test_the_console_script_is_this_function() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     name, _, attribute = scripts["flaxtrain"].partition(":")
     assert getattr(importlib.import_module(name), attribute) is module.main
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run_and_one_of_them_writes(tmp_path: Path) -> None:
+    words = [
+        *(sys.executable, "-m", "flaxtrain", "fit", "--config=configs/digits.py"),
+        *("--config.epochs=1", "--config.eval_every=1ep", f"--workdir={tmp_path}"),
+        *(f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"),
+    ]
+    started = [
+        subprocess.Popen(
+            [*words, f"--process={index}"],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        texts = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], texts
+    assert ["final  step 23" in text for text in texts] == [True, False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "train", "val"]

@@ -16,7 +16,7 @@ import pytest
 
 import flaxtrain as ft
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StateError
-from flaxtrain.loop.window import IN_FLIGHT
+from flaxtrain.loop.in_flight import IN_FLIGHT
 from tests.runs import refused
 
 X = np.random.default_rng(0).normal(size=(48, 3)).astype("float32")

@@ -132,7 +132,7 @@ def test_the_host_runs_ahead_of_a_slow_device_but_never_far(digits: Any) -> None
 
     class Look(ft.Hook):
         def on_step(self, run: Any) -> None:
-            ahead.append(sum(not step.status.is_ready() for step in run._in_flight._steps))
+            ahead.append(sum(not step.status.is_ready() for step in run._in_flight))
 
     mlp(loss=slow_loss, hooks=[Look()], log_every=100).fit(train, steps=30, batch_size=16)
     assert 2 <= max(ahead) <= 8

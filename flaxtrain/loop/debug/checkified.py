@@ -14,13 +14,14 @@ import flax
 import jax
 from jax.experimental import checkify
 
+from flaxtrain.data import HostBatch
 from flaxtrain.errors import DebugError
 from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.debug.twin import say, twin_of
 from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.window import TrainProgram
-from flaxtrain.parallel import Compiled, compiled
+from flaxtrain.parallel import ONE_DEVICE, Compiled, Engine, compiled
 from flaxtrain.train import Recipe, Rows, TrainState, forward
 from flaxtrain.typing import Array, Batch
 
@@ -81,6 +82,10 @@ class CheckedStep:
         """How often the step was compiled."""
         return self._plain.compilations
 
+    def place(self, batch: HostBatch) -> HostBatch:
+        """Starts the transfer of a batch."""
+        return self._plain.place(batch)
+
     def __call__(
         self, state: TrainState, window: Any, batch: Batch, mask: Any, last: Array
     ) -> Any:
@@ -100,7 +105,11 @@ class CheckedStep:
 
 
 class CheckedPrograms(Programs):
-    """The compiled functions of a trainer whose training steps are checked."""
+    """The compiled functions of a trainer whose training steps are checked, on one device."""
+
+    def forget(self, engine: Engine) -> None:
+        """Drops all of them; a checked step runs where its state lies."""
+        super().forget(ONE_DEVICE)
 
     def train(self, recipe: Recipe) -> TrainProgram:
         """Returns the checked training step of one phase of the run."""

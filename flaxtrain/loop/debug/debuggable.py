@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from flaxtrain.checks import answering_class
+from flaxtrain.answering import answering_class
 from flaxtrain.loop.debug.check import examine
 from flaxtrain.loop.debug.check_report import CheckReport
 from flaxtrain.loop.debug.find_lr import find_learning_rate

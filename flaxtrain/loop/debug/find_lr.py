@@ -11,7 +11,6 @@ by b / (1 - b) updates, the mean age of what is in it: the rate is that of so ma
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,18 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.checks import check_integer, check_number
-from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.data import HostBatch, Stream, prefetch, rows_as_given
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError
 from flaxtrain.loop.courses import course_of
 from flaxtrain.loop.debug.lr_curve import LearningRateCurve, suggested
 from flaxtrain.loop.debug.twin import check_lasting, recipe_of
 from flaxtrain.loop.evaluation import checked
+from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import checked_mask
 from flaxtrain.loop.resume import begin
-from flaxtrain.loop.streams import training_stream
-from flaxtrain.loop.window import IN_FLIGHT
-from flaxtrain.parallel import compiled, place
+from flaxtrain.loop.streams import on_devices, training_stream
+from flaxtrain.loop.window import on_engine
+from flaxtrain.parallel import Engine
 from flaxtrain.schedules import exponential_decay
 from flaxtrain.spec import Lookahead, OptSpec
 from flaxtrain.train import Recipe, TrainState, train_step
@@ -86,18 +86,21 @@ def find_learning_rate(
     spec = trainer.spec if fitted is None else fitted.spec
     stream, _ = training_stream(ds, batch_size, trainer.seed)
     count = spec.accumulation.count
-    horizon = Horizon(steps * count, stream.batches_per_epoch, stream.rows, count)
+    stream = on_devices(stream, trainer._devices, spec.accumulation.microbatches)
+    rows = rows_as_given(stream)
+    horizon = Horizon(steps * count, stream.batches_per_epoch, rows, count)
     growth = float(highest) / float(lowest)
     first = 0 if fitted is None else fitted.phase.start
     sweep = exponential_decay(float(lowest), steps - 1, growth, transition_begin=first)
     recipe = recipe_of(trainer, stream, horizon, spec=swept(spec, sweep, horizon)).at(first)
+    engine = trainer._devices.engine(recipe.facts)
     if trainer.state is None:
-        state = begin(recipe, stream, trainer.seed, None, trainer.init_from).state
+        state = begin(recipe, stream, trainer.seed, None, trainer.init_from, engine).state
     else:
-        state = _with_weights(recipe, trainer.state)
+        state = engine.put(_with_weights(recipe, trainer.state))
     rates = float(lowest) * growth ** (np.arange(steps) / (steps - 1))
     found = _Losses(steps, float(smoothing))
-    stopped = _sweep(recipe, state, stream, found)
+    stopped = _sweep(recipe, engine, state, stream, found)
     rates, losses = rates[: len(found.smoothed)], np.array(found.losses)
     smoothed = np.array(found.smoothed)
     late = round(smoothing / (1 - smoothing))
@@ -198,34 +201,37 @@ class _Losses:
         return "all steps were made" if count == self.steps else None
 
 
-def _sweep(recipe: Recipe, state: TrainState, stream: Stream, found: _Losses) -> str:
+def _sweep(
+    recipe: Recipe, engine: Engine, state: TrainState, stream: Stream, found: _Losses
+) -> str:
     """Makes the updates; returns why they ended. The losses are read a few steps late."""
+    on_all = on_engine(engine, recipe)
 
     def one(state: TrainState, batch: Batch, mask: ArrayLike | None) -> tuple[Any, Any]:
-        new, metrics = train_step(recipe, state, batch, mask, norms=False)
+        new, metrics = train_step(on_all, state, batch, mask, norms=False)
         before, after = state.counters, new.counters
         rejected = after.skipped > before.skipped
         lowered = jnp.logical_not(jnp.asarray(state.loss_scale.at_minimum))
         overflow = (after.not_finite > before.not_finite) & lowered
         return new, (metrics["loss"].compute(), new.step > state.step, rejected, overflow)
 
-    step = compiled(one, donate=(0,))
-    in_flight: deque[Any] = deque()
+    parts = recipe.spec.accumulation.microbatches
+    step = engine.compiled_step(one, donate=(0,), rows=(1, 2), parts=parts)
+    in_flight: Bounded[Any] = Bounded()
     idle_batches = 0
-    for batch in prefetch(_endless(recipe, stream), place):
+    for batch in prefetch(_endless(recipe, stream), step.place):
         state, told = step(state, batch.data, checked_mask(recipe, stream, batch))
-        in_flight.append(told)
-        if len(in_flight) <= IN_FLIGHT:
-            continue
-        loss, ends, rejected, overflow = jax.device_get(in_flight.popleft())
-        # A lower scale is the answer to an overflow, and a batch without weight asks nothing.
-        idle = bool(overflow) or not (rejected or np.isfinite(loss))
-        idle_batches += idle
-        if idle and idle_batches <= _IDLE:
-            continue
-        stopped = found.add(float("nan") if rejected else float(loss), ends=bool(ends))
-        if stopped is not None:
-            return stopped
+        for oldest in in_flight.add(told):
+            loss, ends, rejected, overflow = jax.device_get(oldest)
+            # A lower scale is the answer to an overflow, and a batch without weight asks
+            # nothing.
+            idle = bool(overflow) or not (rejected or np.isfinite(loss))
+            idle_batches += idle
+            if idle and idle_batches <= _IDLE:
+                continue
+            stopped = found.add(float("nan") if rejected else float(loss), ends=bool(ends))
+            if stopped is not None:
+                return stopped
     raise AssertionError("the batches don't end")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
+from flaxtrain.text import kind_of
 
 __all__ = ["LearningRateCurve", "suggested"]
 
@@ -116,7 +117,7 @@ class LearningRateCurve:
         """
         if not isinstance(path, (str, Path)):
             raise ArgumentTypeError(
-                f"path={path!r} is a {type(path).__name__}, not a path",
+                f"path={path!r} is {kind_of(path)}, not a path",
                 where="plot",
                 fix="pass a string or a pathlib.Path",
             )

@@ -36,9 +36,12 @@ def debug_fit(mode: str, trainer: Trainer, call: FitCall) -> FitResult:
 
     Raises:
         UnknownNameError: there is no such mode; the nearest one is named.
+        ArgumentError: an argument of `fit` is out of range.
+        ArgumentTypeError: one has the wrong type.
         DataError: the data set can be iterated once only.
     """
     check_choice("debug", mode, DEBUG_RUNS, where="fit")
     for ds in (call.ds, call.eval_ds):
         check_lasting(ds, where=f"fit(debug={mode!r})")
+    call.check()
     return DEBUG_RUNS[mode](trainer, call)

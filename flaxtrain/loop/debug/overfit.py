@@ -13,7 +13,6 @@ from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.debug.few_batches import sample_of
 from flaxtrain.loop.debug.twin import say, twin_of
 from flaxtrain.loop.hooks import Hook
-from flaxtrain.loop.length import check_length
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.run import Run
 from flaxtrain.loop.streams import training_stream
@@ -87,7 +86,6 @@ def overfit(trainer: Trainer, call: FitCall) -> FitResult:
         DebugError: the loss does not get there; the message says how far it got, and what may
             be the cause.
     """
-    check_length(call.steps, call.epochs)
     hook = LearntByHeart()
     silent = twin_of(trainer, hooks=(hook,), log_every=1, workdir=None, verbose=False)
     stream, _ = training_stream(call.ds, call.batch_size, silent.seed)

@@ -49,7 +49,6 @@ def smoke(trainer: Trainer, call: FitCall) -> FitResult:
         FlaxtrainError: what the run itself would have met.
         DebugError: the checkpoint is restored to another state.
     """
-    call.check()
     stream, _ = training_stream(call.ds, call.batch_size, trainer.seed)
     horizon = horizon_of(stream, call.steps, call.epochs, trainer.spec.accumulation)
     whole = recipe_of(trainer, stream, horizon)
@@ -76,7 +75,7 @@ def smoke(trainer: Trainer, call: FitCall) -> FitResult:
             few,
             steps=each * len(recipe.assignment.phases),
             eval_ds=eval_ds,
-            eval_every=each,
+            eval_every=None if eval_ds is None else each,
             cache_frozen=call.cache_frozen,
         )
         saved = latest(directory / CHECKPOINTS) if writes else None

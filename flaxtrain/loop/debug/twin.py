@@ -47,6 +47,8 @@ def twin_of(
     for name, value in {**attributes, "state": state, "recipe": recipe}.items():
         setattr(twin, name, value)
     twin._fitted, twin._programs = recipe is not None, programs(twin.log_every)
+    if recipe is not None:
+        twin._programs.forget(twin._devices.engine(recipe.facts))
     return twin
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import flaxtrain as ft
 from flaxtrain.errors import DebugError
-from flaxtrain.loop.window import IN_FLIGHT
+from flaxtrain.loop.in_flight import IN_FLIGHT
 
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 DATA = {"x": X, "label": (np.arange(20) % 3).astype(np.int32)}
