@@ -77,7 +77,7 @@ pytest: $(VENV)/installed-test
 
 # In a process of its own: the number of devices is fixed when a backend starts.
 devices: $(VENV)/installed-test
-	DEVICES=8 NPROC=8 $(BIN)/python -m pytest tests/devices $(ARGS)
+	DEVICES=8 NPROC=8 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/devices $(ARGS)
 
 # Sets XLA_FLAGS, if to nothing: conftest.py then leaves it alone, and programs are a user's.
 slow: $(VENV)/installed-test

@@ -137,6 +137,7 @@ def test_annotations_that_nothing_is_checked_by_are_known() -> None:
             for name in ("check", "checkified", "find_lr", "modes", "overfit", "smoke", "twin")
         ),
         "flaxtrain.loop.evaluating: Trainer",
+        "flaxtrain.loop.evaluating: tuple[Trainer, TrainState]",
         "flaxtrain.loop.hooks: Run",
         "flaxtrain.spec.validate: OptSpec",
     ]
