@@ -31,6 +31,10 @@ FIELDS: Mapping[str, str] = {
     "adapters": "arguments of LoRA",
     "precision": "what is stored and computed in: 'f32', 'bf16', 'p=bf16,c=bf16,o=f32'",
     "loss_scale": "of float16: a number, or {'kind': 'DynamicScale'} with its arguments",
+    "mesh": "axes of the mesh of devices, such as {'data': -1}; without one, one device",
+    "sharding": "what is split over them: 'replicated', 'zero1', 'fsdp'",
+    "backend": "'jit', or 'pmap'",
+    "steps_per_call": "steps in one compiled call: a number, or 'auto'",
     "batch_size": "examples per step",
     "epochs": "passes over the training data (or steps)",
     "steps": "number of steps (or epochs)",
@@ -160,7 +164,7 @@ def trainer_from_config(
         seed=fields.get("seed", 0),
         log_every=fields.get("log_every", 50),
         workdir=workdir,
-        **{**_pretrained(config), **_scaled(config), **kwargs},
+        **{**_pretrained(config), **_scaled(config), **_on_devices(config), **kwargs},
     )
     return trainer, task
 
@@ -173,6 +177,13 @@ def _pretrained(config: Config) -> dict[str, Any]:
     if config.get("adapters"):
         found["adapters"] = _made(LoRA, _section(config, "adapters"), "adapters")
     return found
+
+
+def _on_devices(config: Config) -> dict[str, Any]:
+    """Returns what a config says of devices as arguments of `Trainer`."""
+    names = ("mesh", "sharding", "backend", "steps_per_call")
+    found = {name: config[name] for name in names if config.get(name) is not None}
+    return {k: v.to_dict() if isinstance(v, ConfigDict) else v for k, v in found.items()}
 
 
 def _scaled(config: Config) -> dict[str, LossScale]:

@@ -42,7 +42,7 @@ class LocalRows:
 
     source: Stream
     processes: int
-    part: Callable[[int], slice] | None
+    part: Callable[[int], slice | np.ndarray] | None
 
     @property
     def rows(self) -> int:
@@ -61,8 +61,11 @@ class LocalRows:
 
     @property
     def may_be_padded(self) -> bool:
-        """False only when it is certain that no batch is padded."""
-        return self.source.may_be_padded
+        """False only when it is certain that no process has a padded batch.
+
+        The rows of other processes are not known here, and all of them run one program.
+        """
+        return self.part is None or self.source.may_be_padded
 
     @property
     def seekable(self) -> bool:
@@ -106,13 +109,16 @@ class LocalRows:
         return map(cut, found)
 
 
-def local_rows_of(stream: Stream, processes: int, part: Callable[[int], slice]) -> LocalRows:
+def local_rows_of(
+    stream: Stream, processes: int, part: Callable[[int], slice | np.ndarray]
+) -> LocalRows:
     """Returns what one of several processes reads of a stream.
 
     Args:
         stream: the data, as this process was given them.
         processes: how many there are.
-        part: from the rows of a whole batch to which of them are this process's.
+        part: from the rows of a whole batch to which of them are this process's: a range, or
+            their numbers.
 
     Example:
         >>> from flaxtrain.data import as_stream

@@ -23,6 +23,7 @@ from flaxtrain.loop.phases import describe_phase
 from flaxtrain.loop.plan import parameter_table, spec_text
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import checkpoint_meta
+from flaxtrain.loop.several_processes import agree_on_the_end
 from flaxtrain.loop.stepping import Stepping
 from flaxtrain.loop.steps_per_call import StepsPerCall
 from flaxtrain.loop.window import TrainProgram
@@ -187,6 +188,7 @@ class Run(Stepping):
             self._settle()
             if interrupt.requested:
                 raise KeyboardInterrupt
+            agree_on_the_end(self.batches, self._reason)
             for hook in self._hooks:
                 hook.on_last_step(self)
         except BaseException as error:

@@ -171,7 +171,6 @@ class Stepping:
                 self._make(call)
                 jax.block_until_ready(self._status)
             self._seconds["compile"] += time.monotonic() - began
-            self.dispatched = True
         elif self._steps_per_call.calls is None:
             began = time.perf_counter()
             self._make(call)
@@ -198,6 +197,7 @@ class Stepping:
         self.state, points.window, self._status, found = call.make(
             self._program, self.state, points.window, self._last
         )
+        self.dispatched = True  # from here on, the state before is gone: it was donated
         places = [self._passes.place() for _ in range(call.steps)]
         dispatched = call.record(self.batches, places, found)
         self.batches += call.steps

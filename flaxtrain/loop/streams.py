@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from typing import Any
 
 from flaxtrain.data import (
@@ -13,9 +14,10 @@ from flaxtrain.data import (
     is_whole,
     local_rows_of,
 )
+from flaxtrain.errors import ArgumentError
 from flaxtrain.parallel import Devices
 
-__all__ = ["on_devices", "stream_in_order", "training_stream"]
+__all__ = ["on_devices", "shards_of_each", "stream_in_order", "training_stream"]
 
 
 def on_devices(stream: Stream, devices: Devices, parts: int = 1) -> Stream:
@@ -25,12 +27,55 @@ def on_devices(stream: Stream, devices: Devices, parts: int = 1) -> Stream:
         stream: the data, as the user gave them.
         devices: what a batch is spread over.
         parts: number of microbatches in a batch.
+
+    Raises:
+        ArgumentError: each process has its own rows, and the mesh does not: `shards_of_each`.
     """
     if devices.processes == 1:
         return aligned(stream, devices.multiple, parts)
-    shards = 1 if is_whole(stream) else devices.processes
-    stream = aligned(stream, devices.multiple // shards, parts)
+    if is_whole(stream):
+        multiple = devices.multiple
+    else:
+        multiple = shards_of_each(devices.shards_by_process(), devices.processes)
+    stream = aligned(stream, multiple, parts)
     return local_rows_of(stream, devices.processes, devices.local_rows)
+
+
+def shards_of_each(held: Mapping[int, Set[int]], processes: int) -> int:
+    """Returns how many shards of a batch each process has, where none has another's.
+
+    Args:
+        held: the numbers of the shards on the devices of each process.
+        processes: how many there are.
+
+    Raises:
+        ArgumentError: two processes have the same shard, or not equally many, or one has none.
+
+    Example:
+        >>> shards_of_each({0: {0, 2}, 1: {1, 3}}, 2)
+        2
+    """
+    owners: dict[int, int] = {}
+    for process in range(processes):
+        shards = held.get(process, set())
+        first = {owners.setdefault(shard, process) for shard in shards} - {process}
+        if first:
+            raise _not_apart(f"processes {min(first)} and {process} share rows")
+        if not shards:
+            raise _not_apart(f"the mesh has no device of process {process}")
+        if len(shards) != len(held[0]):
+            counts = f"{len(held[0])} and {len(shards)} shards of a batch"
+            raise _not_apart(f"processes 0 and {process} have {counts}")
+    return len(held[0])
+
+
+def _not_apart(found: str) -> ArgumentError:
+    return ArgumentError(
+        f"{found}, and each yields rows of its own",
+        where="Trainer(mesh=...)",
+        fix="pass arrays, or let data x fsdp be a multiple of the processes, with the axis "
+        "'model' last and within a process",
+    )
 
 
 def training_stream(ds: Any, batch_size: int | None, seed: int) -> tuple[Stream, list[str]]:

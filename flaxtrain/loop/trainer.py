@@ -220,7 +220,18 @@ class Trainer(Debuggable, Evaluating):
         evaluation = evaluation_hooks(recipe, stream, call, self._devices)
         before, start = self.state, self._start(recipe, stream)
         total = total_batches(start.state, horizon.batches, fresh)
-        agree_on_the_run(start.recipe, start.state, stream, self.seed, total=total)
+        agree_on_the_run(
+            start.recipe,
+            start.state,
+            stream,
+            self.seed,
+            total=total,
+            log_every=self.log_every,
+            steps_per_call=self._programs.steps_per_call.asked,
+            mesh=self._devices.mesh and dict(self._devices.mesh.shape),
+            sharding=repr(self._devices.sharding),
+            eval_every=call.eval_every,
+        )
         self.recipe, self.state = start.recipe, start.state
         run = self._running = Run(
             recipe=start.recipe,
@@ -299,12 +310,13 @@ class Trainer(Debuggable, Evaluating):
                 options=self.options,
             )
         check_padding(recipe, stream)
-        if keep and recipe is not self.recipe:
-            self.recipe = recipe
+        if recipe is not self.recipe:
             engine = self._devices.engine(recipe.facts)
             if engine.axis_name is not None:
                 with_replicas(recipe, AxisReplicas(engine.axis_name))  # refuses what can't be
-            self._programs.forget(engine)
+            if keep:
+                self.recipe = recipe
+                self._programs.forget(engine)
         return recipe
 
     def _start(self, recipe: Recipe, stream: Stream) -> Start:

@@ -9,14 +9,16 @@ from flaxtrain.parallel.layout import Layout
 from flaxtrain.parallel.layout_table import DeviceBytes, LayoutRow, LayoutTable
 from flaxtrain.parallel.mesh import AnyMesh, abstract_mesh, batch_axes, batch_shards, make_mesh
 from flaxtrain.parallel.one_number import of_process_0
-from flaxtrain.parallel.peer_watch import Alone, Heartbeat
+from flaxtrain.parallel.peer_watch import Heartbeat
 from flaxtrain.parallel.place import place
 from flaxtrain.parallel.processes import (
+    Alone,
     Processes,
     barrier,
     heartbeat,
     initialize,
     is_writer,
+    until_process_0_is_done,
 )
 from flaxtrain.parallel.sharding import Sharding
 
@@ -51,4 +53,5 @@ __all__ = [
     "make_mesh",
     "of_process_0",
     "place",
+    "until_process_0_is_done",
 ]

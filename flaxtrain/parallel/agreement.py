@@ -24,11 +24,17 @@ _ROUNDS = itertools.count()
 _SHOWN = 60
 
 
-def agree(items: Mapping[str, Any], *, timeout: float = 300.0) -> None:
+def agree(
+    items: Mapping[str, Any],
+    *,
+    where: str = "before the first step",
+    timeout: float = 300.0,
+) -> None:
     """Compares what the processes mean to do; all of them raise the same error if they differ.
 
     Args:
         items: values that go through JSON, by name: the seed, a spec's text, shapes.
+        where: the point in the program, for messages.
         timeout: seconds to wait for the slowest.
 
     Raises:
@@ -52,7 +58,7 @@ def agree(items: Mapping[str, Any], *, timeout: float = 300.0) -> None:
     if verdict:
         raise ProcessError(
             verdict[0],
-            where="before the first step",
+            where=where,
             details=verdict[1:],
             fix="start every process with the same program, arguments and data",
         )

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxtrain.checks import check_choice
 from flaxtrain.errors import ArgumentError
 from flaxtrain.parallel.engine import ONE_DEVICE, Engine
-from flaxtrain.parallel.global_arrays import local_rows
+from flaxtrain.parallel.global_arrays import local_rows, shards_by_process
 from flaxtrain.parallel.layout import Layout
 from flaxtrain.parallel.mesh import batch_axes, batch_shards, check_mesh, make_mesh
 from flaxtrain.parallel.mesh_engine import MeshEngine
@@ -88,18 +89,25 @@ class Devices(NamedTuple):
         """The number of processes that the devices belong to."""
         return 1 if self.mesh is None else jax.process_count()
 
-    def local_rows(self, rows: int) -> slice:
+    @property
+    def _batch(self) -> NamedSharding:
+        assert self.mesh is not None
+        return NamedSharding(self.mesh, PartitionSpec(batch_axes(self.mesh)))
+
+    def local_rows(self, rows: int) -> slice | np.ndarray:
         """Returns which rows of a batch this process's devices hold.
 
         Args:
             rows: of the whole batch.
 
         Raises:
-            BatchError: they are no single range.
+            ArgumentError: the mesh has no device of this process.
         """
-        assert self.mesh is not None
-        names = PartitionSpec(batch_axes(self.mesh))
-        return local_rows(NamedSharding(self.mesh, names), rows)
+        return local_rows(self._batch, rows)
+
+    def shards_by_process(self) -> dict[int, set[int]]:
+        """Returns which of the `multiple` shards of a batch each process's devices hold."""
+        return shards_by_process(self._batch, self.multiple)
 
     def engine(self, facts: Facts) -> Engine:
         """Returns what places and compiles for a model.

@@ -10,15 +10,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flaxtrain.errors import BatchError
+from flaxtrain.errors import ArgumentError, BatchError
 from flaxtrain.typing import PyTree
 
-__all__ = ["gathered", "global_batch", "is_held_here", "local_rows"]
+__all__ = ["gathered", "global_batch", "is_held_here", "local_rows", "shards_by_process"]
 
 T = TypeVar("T")
 
 
-def local_rows(sharding: NamedSharding, rows: int, *, axis: int = 0) -> slice:
+def local_rows(sharding: NamedSharding, rows: int, *, axis: int = 0) -> slice | np.ndarray:
     """Returns which rows of a global batch the devices of this process hold.
 
     Args:
@@ -26,9 +26,13 @@ def local_rows(sharding: NamedSharding, rows: int, *, axis: int = 0) -> slice:
         rows: of the global batch, all processes together.
         axis: which one the rows are.
 
+    Returns:
+        A range; or the numbers of the rows, ascending, where the mesh mixes the devices of
+        processes, as a torus of TPUs does.
+
     Raises:
-        BatchError: the rows can't be spread evenly, or those of this process are no single
-            range: the mesh mixes the devices of processes.
+        BatchError: the rows can't be spread evenly.
+        ArgumentError: the mesh has no device of this process.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
@@ -46,14 +50,34 @@ def local_rows(sharding: NamedSharding, rows: int, *, axis: int = 0) -> slice:
             for index in indices.values()
         }
     )
-    start, stop = spans[0][0], max(end for _, end in spans)
-    if sum(end - begin for begin, end in spans) != stop - start:
-        raise BatchError(
-            "the rows of this process are no single range",
-            where=f"process {jax.process_index()}, {sharding}",
-            fix="list the devices of a mesh process by process, as jax.devices() does",
+    if not spans:
+        raise ArgumentError(
+            f"the mesh has no device of process {jax.process_index()}",
+            where=f"{sharding.mesh}",
+            fix="make it of devices of all processes, such as jax.devices()",
         )
-    return slice(start, stop)
+    starts, stops = zip(*spans, strict=True)
+    if starts[1:] == stops[:-1]:
+        return slice(starts[0], stops[-1])
+    return np.concatenate([np.arange(*span) for span in spans])
+
+
+def shards_by_process(sharding: NamedSharding, shards: int) -> dict[int, set[int]]:
+    """Returns which shards of a batch the devices of each process hold.
+
+    Args:
+        sharding: of the batch.
+        shards: the number of parts that its rows are cut into.
+
+    Example:
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> shards_by_process(NamedSharding(mesh, PartitionSpec("data")), 1)
+        {0: {0}}
+    """
+    held: dict[int, set[int]] = {}
+    for device, index in sharding.devices_indices_map((shards,)).items():
+        held.setdefault(device.process_index, set()).update(range(shards)[index[0]])
+    return held
 
 
 def global_batch(local: T, sharding: NamedSharding) -> T:
@@ -63,8 +87,9 @@ def global_batch(local: T, sharding: NamedSharding) -> T:
     those of its process.
 
     Args:
-        local: tree of arrays `[rows of this process, ...]`, row masks included. All processes
-            have equally many rows. An array without axes is the same in all of them.
+        local: tree of arrays `[rows of this process, ...]`, row masks included: those of
+            `local_rows`, ascending. All processes have equally many rows. An array without
+            axes is the same in all of them.
         sharding: of the batch: its rows over the mesh axes that batches are spread over.
 
     Returns:

@@ -87,7 +87,7 @@ def _hello(caller: socket.socket) -> tuple[int, int] | None:
     try:
         process, processes = json.loads(caller.recv(_LINE))
         return int(process), int(processes)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError):  # the last: Infinity
         return None
 
 

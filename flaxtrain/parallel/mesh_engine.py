@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import jax
+from jax.sharding import NamedSharding
 
 from flaxtrain.parallel.activations import keep_rows
 from flaxtrain.parallel.compile import Compiled, compiled
@@ -19,6 +20,12 @@ from flaxtrain.typing import Key
 __all__ = ["MeshEngine"]
 
 T = TypeVar("T")
+
+
+@lru_cache(maxsize=64)
+def _moving(places: tuple[NamedSharding, ...]) -> Callable[[list[Any]], list[Any]]:
+    """Returns what puts arrays in their places; made anew, it would be compiled anew."""
+    return jax.jit(lambda leaves: leaves, out_shardings=list(places))
 
 
 class MeshEngine:
@@ -85,11 +92,12 @@ class MeshEngine:
         shardings = self.layout.state(state)
         if jax.process_count() == 1 or not jax.tree.leaves(state):
             return jax.device_put(state, shardings)
-        lies = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), state)
-        if jax.tree.leaves(lies) == jax.tree.leaves(shardings):
+        leaves, structure = jax.tree.flatten(state)
+        places = jax.tree.leaves(shardings)
+        if [getattr(leaf, "sharding", None) for leaf in leaves] == places:
             return state
         # What is on the host is the same in all processes; each takes what its devices hold.
-        return jax.jit(lambda state: state, out_shardings=shardings)(state)
+        return structure.unflatten(_moving(tuple(places))(leaves))
 
     def _place(self, batch: T, *, stacked: bool = False) -> T:
         sharding = self.layout.batch(stacked=stacked)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-__all__ = ["Beat", "Notice", "Peers"]
+from flaxtrain.parallel.coordination import ServiceLost
+
+__all__ = ["Beat", "Notice", "Peers", "may_come_from_a_peer"]
+
+# How the errors of an operation in which others take part begin, some of them ValueErrors. Out
+# of memory (RESOURCE_EXHAUSTED) and wrong arguments are a process's own doing.
+_TOGETHER = re.compile(
+    "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+)
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,23 @@ class Peers:
         beat = self._beats.get(process)
         return None if beat is None else beat.step
 
-    def silent(self, limit: float) -> int | None:
-        """Returns who was not heard for longest, if that is longer than `limit` seconds."""
-        process = max(self._silence, key=self._silence.__getitem__)
-        return process if self._silence[process] > limit else None
+    def silent(
+        self, limit: float, *, start: float = 0.0, without: Collection[int] = ()
+    ) -> int | None:
+        """Returns who was not heard for longest, if that is longer than `limit` seconds.
+
+        Args:
+            limit: seconds of silence.
+            start: seconds until the first beat, where that is more.
+            without: processes that may be silent.
+        """
+        late = [
+            process
+            for process, beat in self._beats.items()
+            if process not in without
+            and self._silence[process] > (max(start, limit) if beat.number < 0 else limit)
+        ]
+        return max(late, key=self._silence.__getitem__, default=None)
 
     def all_ended(self) -> bool:
         """Whether every watched process waits for the end."""
@@ -138,3 +160,19 @@ class Peers:
     def any_suspects(self) -> bool:
         """Whether an operation across processes has failed in one of them."""
         return any(beat.suspects for beat in self._beats.values())
+
+
+def may_come_from_a_peer(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, is that of a runtime, not of a program.
+
+    Example:
+        >>> may_come_from_a_peer(ValueError("UNKNOWN: Connection closed"))
+        True
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        status = isinstance(seen, (RuntimeError, ValueError)) and _TOGETHER.match(str(seen))
+        if status or isinstance(seen, ServiceLost):
+            return True
+        seen = seen.__cause__
+    return False

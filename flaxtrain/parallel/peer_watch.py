@@ -1,4 +1,4 @@
-"""Processes watch one another: when one is killed, hangs or fails, all the others end.
+"""Processes watch one another: when one is killed, stopped or fails, all the others end.
 
 Each process publishes a beat with its last step once a second. Process 0 watches all others,
 and tells everybody what it finds; the others watch process 0, which hosts the service. Several
@@ -6,14 +6,13 @@ threads, since any call of the service can hang when process 0 does:
 
 - beat: publishes, and reads what the watched processes published;
 - listen: waits for notices, a numbered list of texts;
-- line: waits for the connection to process 0 to break, when that dies (`lifeline.py`);
+- line: holds a connection to process 0, which breaks when that dies (`lifeline.py`);
 - watch: calls nobody, measures silence, and ends the process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +21,9 @@ import jax
 
 from flaxtrain.parallel.coordination import ServiceLost, Store
 from flaxtrain.parallel.leaving import ENDED_BY_A_PEER, exit_code, leave
-from flaxtrain.parallel.notices import Beat, Notice, Peers
+from flaxtrain.parallel.notices import Beat, Notice, Peers, may_come_from_a_peer
 
-__all__ = ["Alone", "Heartbeat"]
+__all__ = ["Heartbeat"]
 
 _BEATS, _NOTICES = "flaxtrain/beats", "flaxtrain/notices"
 # How often silence is measured; also the pace of beats when only the end is waited for.
@@ -33,27 +32,8 @@ _TICK = 0.1
 _LINGER = 1.0
 # JAX, too, waits for five minutes at the end of a process.
 _END_SECONDS = 300.0
-# How the errors of an operation in which others take part begin, some of them ValueErrors. Out
-# of memory (RESOURCE_EXHAUSTED) and wrong arguments are a process's own doing.
-_TOGETHER = re.compile(
-    "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
-)
-
-
-class Alone:
-    """The heartbeat of a process that has no others: does nothing."""
-
-    step: int | None = None
-
-    def progress(self, step: int) -> None:
-        """Notes the step that the process has reached."""
-        self.step = step
-
-    def guard(
-        self, *flushes: Callable[[], object]
-    ) -> contextlib.AbstractContextManager[object]:
-        """Returns a context in which errors are nobody else's business."""
-        return contextlib.nullcontext()
+# For the first beat of a process: it may come to its work later than this one.
+_START_SECONDS = 120.0
 
 
 class Heartbeat:
@@ -84,12 +64,17 @@ class Heartbeat:
     ) -> None:
         self.step: int | None = None
         self._store, self._index, self._leave = store, index, leave
+        self._others = frozenset(range(count)) - {index}
         self._timeout, self._interval, self._grace = timeout, interval, grace
         self._peers = Peers(range(1, count) if index == 0 else [0])
         self._flushes: tuple[Callable[[], object], ...] = ()
         self._beats = self._notices = 0
         # How often work was begun, and in which of these times it failed here.
         self._fit, self._failed_in = 0, -1
+        # In which of them each other process failed last.
+        self._failures: dict[int, int] = {}
+        # Seconds in which nobody's failure ends this process, which fails itself.
+        self._spared = 0.0
         self._error: BaseException | None = None
         self._exit_code: int | None = None
         self._suspects = self._ended = False
@@ -106,6 +91,13 @@ class Heartbeat:
         """Notes the step that the process has reached; costs one assignment."""
         self.step = step
 
+    def failing(self) -> None:
+        """Says that an error will leave the guard, and that there is something to save before.
+
+        For five minutes no other process that fails in the same guard ends this one.
+        """
+        self._spared = _END_SECONDS
+
     @contextlib.contextmanager
     def guard(self, *flushes: Callable[[], object]) -> Iterator[None]:
         """A context whose errors the other processes are told of; the work is done within.
@@ -118,7 +110,8 @@ class Heartbeat:
                 a thread of its own: what else would be lost is to be on disk then.
         """
         self._fit += 1
-        self._flushes = flushes
+        self._spared, outer = 0.0, self._flushes
+        self._flushes = (*outer, *flushes)
         try:
             yield
         except BaseException as error:
@@ -127,7 +120,7 @@ class Heartbeat:
                 self._exit_code = exit_code(error)
             raise
         finally:
-            self._flushes = ()
+            self._flushes = outer
 
     def report(self, error: BaseException) -> None:
         """Tells the others of an error that ends the work of this process.
@@ -138,7 +131,7 @@ class Heartbeat:
         if error is self._error:
             return
         self._error = error
-        if _may_come_from_a_peer(error):
+        if may_come_from_a_peer(error):
             self._suspects = True
             self._wake.set()
             self._wait_for_a_verdict()
@@ -149,6 +142,8 @@ class Heartbeat:
             if self._doom is not None and self._doom.kind == "failed":
                 self._doom = None
         self._publish(Notice("failed", self._index, self.step, self._fit, reason))
+        # Nobody was lost: it is an error like any other.
+        self._suspects = False
 
     def _wait_for_a_verdict(self) -> None:
         until = time.monotonic() + self._timeout / 2 + 3 * self._interval
@@ -158,7 +153,7 @@ class Heartbeat:
 
     def uncaught(self, error: BaseException, show: Callable[[], None]) -> None:
         """Prints an error that ends this process, and tells the others (`sys.excepthook`)."""
-        if _may_come_from_a_peer(error):
+        if may_come_from_a_peer(error):
             self.report(error)
         show()
         self.report(error)
@@ -174,13 +169,21 @@ class Heartbeat:
             return
         self._ended = True
         self._wake.set()
-        if self._failed_in == self._fit and not self._done.wait(self._grace + _LINGER):
+        if self._failed_in == self._fit and not self._ends_with_others():
             # The error was caught here, and ended the others.
             self._go("", 1, 0.0)
         if not self._done.wait(_END_SECONDS):
             self._condemn_who_is_late()
         for thread in self._threads:
             thread.join(2 * self._interval)
+
+    def _ends_with_others(self) -> bool:
+        """Waits for the others after an error: for their end, or that all had one, too."""
+        return self._done.wait(self._grace + _LINGER) or self._others <= self._failed_too()
+
+    def _failed_too(self) -> set[int]:
+        """Returns who has failed in the work that this process was in last."""
+        return {who for who, fit in self._failures.copy().items() if fit == self._fit}
 
     def _condemn_who_is_late(self) -> None:
         for process, text in self._store.under(_BEATS).items():
@@ -250,8 +253,10 @@ class Heartbeat:
             self._done.set()
         elif notice.kind == "lost":
             self._condemn(notice)
-        elif notice.process != self._index and notice.fit > self._failed_in:
-            self._condemn(notice, 0.0 if self._suspects else self._grace)
+        elif notice.process != self._index:
+            self._failures[notice.process] = notice.fit
+            if notice.fit > self._failed_in:
+                self._condemn(notice, 0.0 if self._suspects else self._grace)
 
     @contextlib.contextmanager
     def _service(self) -> Iterator[None]:
@@ -265,8 +270,9 @@ class Heartbeat:
         """Takes it for the death of process 0 when `line()`, which may never end, is true."""
 
         def wait() -> None:
-            if line():
-                self._process_0_is_gone()
+            with self._service():
+                if line():
+                    self._process_0_is_gone()
 
         threading.Thread(target=wait, name="flaxtrain-line", daemon=True).start()
 
@@ -308,13 +314,18 @@ class Heartbeat:
         self._peers.passed(seconds)
         suspicion = self._suspects or self._peers.any_suspects()
         limit = self._timeout / 2 if suspicion else self._timeout
-        process = self._peers.silent(limit)
+        self._spared -= seconds
+        without = self._failed_too() if self._spared > 0 else ()
+        process = self._peers.silent(limit, start=_START_SECONDS, without=without)
         if self._doom is None and process is not None:
             silence = self._peers.silence(process)
             self._condemn(self._lost(process, f"nothing heard of it for {silence:.1f} s"))
         self._respite -= seconds
-        if self._doom is not None and self._respite <= 0:
-            self._end(self._doom)
+        doom = self._doom
+        if doom is None or self._respite > 0:
+            return
+        if self._spared <= 0 or doom.kind != "failed" or doom.fit != self._fit:
+            self._end(doom)
 
     def _end(self, notice: Notice) -> None:
         message = f"{notice}; this process ({self._index}) ends"
@@ -328,14 +339,3 @@ class Heartbeat:
         """Ends the process; whoever comes second waits in here for that."""
         self._last_words.acquire()
         self._leave(message, code, self._flushes, 0.0 if self._index else linger)
-
-
-def _may_come_from_a_peer(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, is that of a runtime, not of a program."""
-    seen: BaseException | None = error
-    while seen is not None:
-        status = isinstance(seen, (RuntimeError, ValueError)) and _TOGETHER.match(str(seen))
-        if status or isinstance(seen, ServiceLost):
-            return True
-        seen = seen.__cause__
-    return False

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 
@@ -14,19 +18,50 @@ from flaxtrain.parallel import coordination
 from flaxtrain.parallel.greeting import greet
 from flaxtrain.parallel.leaving import on_interpreter_exit, on_uncaught_error
 from flaxtrain.parallel.lifeline import hold_on, offer
-from flaxtrain.parallel.peer_watch import Alone, Heartbeat
+from flaxtrain.parallel.peer_watch import Heartbeat
 
-__all__ = ["Processes", "barrier", "heartbeat", "initialize", "is_writer"]
+__all__ = [
+    "Alone",
+    "Processes",
+    "barrier",
+    "heartbeat",
+    "initialize",
+    "is_writer",
+    "until_process_0_is_done",
+]
 
 _VARIABLES = {
     "coordinator": "FLAXTRAIN_COORDINATOR",
     "processes": "FLAXTRAIN_PROCESSES",
     "process": "FLAXTRAIN_PROCESS",
 }
-_ALONE = Alone()
 # The heartbeat of this process, if it has others; there is one service to a process.
 _RUNNING: list[Heartbeat] = []
 _BARRIERS: dict[str, itertools.count[int]] = {}
+# How long the others wait for work of process 0: until it begins, and until it is done.
+_BEGIN_SECONDS, _WORK_SECONDS = 120.0, 3600.0
+
+
+class Alone:
+    """The heartbeat of a process that has no others: does nothing."""
+
+    step: int | None = None
+
+    def progress(self, step: int) -> None:
+        """Notes the step that the process has reached."""
+        self.step = step
+
+    def failing(self) -> None:
+        """Does nothing: nobody else fails."""
+
+    def guard(
+        self, *flushes: Callable[[], object]
+    ) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in which errors are nobody else's business."""
+        return contextlib.nullcontext()
+
+
+_ALONE = Alone()
 
 
 @dataclass(frozen=True)
@@ -64,7 +99,7 @@ def initialize(
     either is left to JAX, which knows TPU pods, Slurm, Open MPI and Kubernetes. Where nothing
     says that there are others, a process is alone, and this does nothing.
 
-    From here on the processes watch one another: when one is killed, hangs or fails, all the
+    From here on the processes watch one another: when one is killed, stopped or fails, all the
     others end with a message that names it, and the status 75.
 
     Args:
@@ -110,13 +145,14 @@ def _watched(peer_timeout: float) -> Processes:
         return Processes()
     store, index, count = found
     running = Heartbeat(store, index, count, timeout=peer_timeout, interval=peer_timeout / 8)
-    if index:
-        running.hold(hold_on(store, coordination.host()))
-    else:
-        offer(store)
     on_uncaught_error(running.uncaught)
     on_interpreter_exit(running.close)
+    # The others count the seconds: the beats come first, and wait for nothing.
     _RUNNING.append(running.start())
+    if index:
+        running.hold(partial(hold_on, store, coordination.host()))
+    else:
+        offer(store)
     return Processes(index, count)
 
 
@@ -241,3 +277,43 @@ def barrier(name: str, *, timeout: float = 300.0) -> None:
             where=f"barrier({name!r})",
             fix="let every process come to it; a longer timeout= waits longer",
         )
+
+
+@contextlib.contextmanager
+def until_process_0_is_done(name: str) -> Iterator[None]:
+    """A context at a point that all processes come to; all leave it after process 0.
+
+    Process 0 waits for nobody: it does not matter to it whether the others come. These wait for
+    two minutes until it comes, and for an hour then.
+
+    Args:
+        name: of the point, the same in all processes. It can be passed more than once.
+
+    Example:
+        >>> with until_process_0_is_done("the export"):
+        ...     pass
+    """
+    found = coordination.store()
+    if found is None:
+        yield
+        return
+    store, index, _ = found
+    key = f"flaxtrain/{name}/{next(_BARRIERS.setdefault(name, itertools.count()))}"
+    if index == 0:
+        store.put(f"{key}/begun", "yes")
+    try:
+        yield
+    finally:
+        if index == 0:
+            store.put(f"{key}/done", "yes")
+        elif _comes(store, f"{key}/begun", _BEGIN_SECONDS):
+            _comes(store, f"{key}/done", _WORK_SECONDS)
+
+
+def _comes(store: coordination.Store, key: str, seconds: float) -> bool:
+    """Waits for a text, in short calls: Ctrl-C is noticed between two of them."""
+    until = time.monotonic() + seconds
+    while store.get(key, 1.0) is None:
+        if time.monotonic() > until:
+            return False
+    return True

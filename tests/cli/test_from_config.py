@@ -88,6 +88,16 @@ def test_a_config_chooses_the_loss_scale(given: Any, expected: Any) -> None:
     assert bool(trainer.options.notes) == isinstance(given, FieldReference)
 
 
+def test_a_config_says_on_which_devices_a_run_is_and_how_steps_are_called() -> None:
+    wanted = config(mesh={"data": 1}, sharding="zero1", steps_per_call=5)
+    trainer, _ = ft.trainer_from_config(wanted)
+    data = {"x": np.ones((8, 4), "float32"), "label": np.arange(8) % 2}
+    lines = str(trainer.plan(data, steps=5, batch_size=4)).splitlines()
+    (line,) = (line for line in lines if line.startswith("devices"))
+    assert "zero1" in line
+    assert any("5 steps" in line for line in lines), lines
+
+
 def test_a_config_says_where_weights_come_from_and_what_is_adapted() -> None:
     wanted = config(
         init_from={"source": "runs/before", "skip": ("head",)},
@@ -185,8 +195,9 @@ WRONG: dict[str, tuple[Callable[[], Any], type[ft.FlaxtrainError], str]] = {
         errors.UnknownNameError,
         """unknown config field 'log_evry'
   where: config.log_evry
-  fix:   did you mean 'log_every'? Known: adapters, batch_size, data, epochs, eval_every, """
-        "init_from, log_every, loss_scale, model, opt, precision, schedule, seed, steps, task",
+  fix:   did you mean 'log_every'? Known: adapters, backend, batch_size, data, epochs, """
+        "eval_every, init_from, log_every, loss_scale, mesh, model, opt, precision, schedule, "
+        "seed, sharding, steps, steps_per_call, task",
     ),
     "misspelt argument of a source": (
         lambda: ft.trainer_from_config(config(init_from={"source": "x", "skp": ("a",)})),

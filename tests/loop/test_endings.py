@@ -35,6 +35,21 @@ def test_after_a_bad_step_the_same_trainer_goes_on_with_good_data() -> None:
     assert int(one.fit(data()).state.step) == 13
 
 
+def test_an_error_right_after_the_first_step_leaves_the_state_after_it() -> None:
+    class Fails(ft.Hook):
+        def on_phase(self, run: ft.loop.Run, step: int) -> None:
+            raise ValueError("no more disk")
+
+    spec = ft.OptSpec("sgd", learning_rate=0.1, freeze=ft.Freeze("bias", until=3))
+    one = trainer(spec=spec, hooks=[Fails()])
+    one.fit(data(), steps=2)
+    # The first step of this call ends a phase. The state before it was given to it.
+    with pytest.raises(ValueError, match="no more disk"):
+        one.fit(data(), steps=2)
+    assert int(one.state.step) == 3  # type: ignore[union-attr]
+    assert np.isfinite(one.evaluate(data())["loss"])
+
+
 def test_after_a_bad_step_the_workdir_goes_on_with_repaired_data(tmp_path: Path) -> None:
     with pytest.raises(ft.errors.NonFiniteError):
         trainer(workdir=tmp_path).fit(data(bad=3))

@@ -14,6 +14,7 @@ import flaxtrain as ft
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, FlaxtrainError, UnknownNameError
 from flaxtrain.parallel import ONE_DEVICE, Devices, Sharding, make_mesh
 from flaxtrain.params import param_facts
+from tests.parallel.pods import pod
 
 ONE = jax.devices()[:1]
 SPEC = ft.OptSpec("sgd", learning_rate=0.1)
@@ -131,3 +132,16 @@ def test_an_axis_that_the_mesh_has_not_is_refused_before_the_first_step() -> Non
         trainer.fit(data, steps=1)
     assert "'model'" in str(error.value)
     assert trainer.state is None
+
+
+def test_the_shards_of_a_batch_are_told_by_process() -> None:
+    assert pod({"data": 4}, [0, 1, 1, 0]).shards_by_process() == {0: {0, 3}, 1: {1, 2}}
+    shared = pod({"model": 2, "data": 2}, [0, 0, 1, 1])
+    assert shared.shards_by_process() == {0: {0, 1}, 1: {0, 1}}
+    assert pod({"model": 2}, [0, 1]).shards_by_process() == {0: {0}, 1: {0}}
+
+
+def test_a_mesh_of_other_processes_alone_has_no_rows_for_this_one() -> None:
+    with pytest.raises(ArgumentError, match="no device of process 0") as error:
+        pod({"data": 2}, [1, 1]).local_rows(4)
+    assert "all processes" in str(error.value.fix)

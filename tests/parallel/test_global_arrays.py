@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from flaxtrain.errors import ArgumentError
 from flaxtrain.parallel import gathered, global_batch, local_rows
+from tests.parallel.pods import pod_mesh
 
 
 def rows() -> NamedSharding:
@@ -35,3 +37,33 @@ def test_one_process_has_all_rows(axis: int) -> None:
     spec = PartitionSpec(*[None] * axis, "data")
     sharding = NamedSharding(jax.make_mesh((1,), ("data",)), spec)
     assert local_rows(sharding, 12, axis=axis) == slice(0, 12)
+
+
+@pytest.mark.parametrize(
+    ("owners", "found"),
+    [
+        ([0, 0, 1, 1], [0, 1, 2, 3]),
+        ([1, 0, 0, 1], [2, 3, 4, 5]),
+        ([0, 1, 0, 1], [0, 1, 4, 5]),
+        ([1, 0, 1, 0], [2, 3, 6, 7]),
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_rows_of_a_process_are_those_of_its_devices_wherever_they_lie(
+    owners: list[int], found: list[int], axis: int
+) -> None:
+    spec = PartitionSpec(*[None] * axis, "data")
+    mine = local_rows(NamedSharding(pod_mesh({"data": 4}, owners), spec), 8, axis=axis)
+    assert np.arange(8)[mine].tolist() == found
+    assert isinstance(mine, slice) == (found[-1] - found[0] == 3)
+
+
+def test_devices_with_the_same_rows_count_once() -> None:
+    mesh = pod_mesh({"model": 2, "data": 2}, [0, 0, 1, 1])
+    assert local_rows(NamedSharding(mesh, PartitionSpec("data")), 8) == slice(0, 8)
+
+
+def test_a_mesh_without_a_device_of_this_process_is_refused() -> None:
+    sharding = NamedSharding(pod_mesh({"data": 2}, [1, 1]), PartitionSpec("data"))
+    with pytest.raises(ArgumentError, match="no device of process 0"):
+        local_rows(sharding, 8)

@@ -57,13 +57,13 @@ def test_a_port_that_is_taken_is_an_error() -> None:
             greet(address, 2, 0, timeout=1.0)
 
 
-def scan(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port)) as call:
-        call.sendall(b"GET / HTTP/1.0\r\n\r\n")
-
-
-def test_a_caller_that_is_no_process_is_ignored() -> None:
+@pytest.mark.parametrize("text", [b"GET / HTTP/1.0\r\n\r\n", b"[Infinity, 2]"])
+def test_a_caller_that_is_no_process_is_ignored(text: bytes) -> None:
     port = free_port()
+
+    def scan(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as call:
+            call.sendall(text)
 
     def until_it_listens(call: Callable[[int], None]) -> None:
         for _ in range(200):

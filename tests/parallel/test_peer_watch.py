@@ -92,14 +92,44 @@ def test_silence_ends_the_other_one_and_is_told_with_the_last_step(victim: int) 
     assert f"last known at step 37; this process ({1 - victim}) ends" in message
 
 
+def test_all_guards_around_are_flushed() -> None:
+    first, other = processes(2)
+    second(first, other)
+    flushed: list[str] = []
+    with first.guard(lambda: flushed.append("outer")):
+        with first.guard(lambda: flushed.append("inner")):
+            pass
+        seconds_until_one_leaves(first)
+        with first.guard(lambda: flushed.append("inner")), pytest.raises(Left):
+            first._last_words.release()
+            first.watch(0.0)
+    assert flushed == ["outer", "outer", "inner"]
+
+
 def test_what_process_0_finds_ends_all_others() -> None:
-    first, _, third = processes(3)
+    first, victim, third = processes(3)
+    victim.beat()
     with pytest.raises(Left, match="process 1 is gone"):
         for _ in range(10):
             second(first)
             third.beat()
     with pytest.raises(Left, match=r"process 1 is gone.*this process \(2\)"):
         second(third)
+
+
+def test_who_has_not_begun_is_given_two_minutes() -> None:
+    first, other = processes(2)
+    other.beat()
+    for one in (first, other):  # neither has heard of the other one, nor has it suspicions
+        for _ in range(119):
+            one.watch(1.0)
+    first.beat()
+    with pytest.raises(Left, match=r"process 1 is gone: nothing heard of it for 9"):
+        for _ in range(9):
+            first.watch(1.0)
+    other.watch(1.0)
+    with pytest.raises(Left, match="process 0 is gone: nothing heard of it for 121"):
+        other.watch(1.0)
 
 
 def test_a_pause_of_ones_own_is_not_held_against_the_others() -> None:
@@ -145,6 +175,65 @@ def test_an_error_that_comes_within_the_grace_lifts_the_sentence(
         second(*running)
 
 
+def test_who_fails_and_saves_is_not_ended_by_those_who_fail_too() -> None:
+    first, other = processes(2)
+    second(first, other)
+    with pytest.raises(KeyError), first.guard():
+        try:
+            with pytest.raises(KeyError), other.guard():
+                raise KeyError("x")
+            first.failing()
+            for _ in range(60):
+                second(first)  # the other one has left
+            raise KeyError("x")
+        finally:
+            second(first)
+    second(first)
+
+
+def test_who_fails_and_saves_is_ended_after_five_minutes() -> None:
+    first, other = processes(2)
+    with first.guard(), pytest.raises(KeyError), other.guard():
+        raise KeyError("x")
+    first.failing()
+    after, message, _ = seconds_until_one_leaves(first, other, most=400)
+    assert after == 300 and "process 1 failed" in message
+
+
+def test_who_fails_and_saves_is_ended_by_a_loss() -> None:
+    first, other = processes(2)
+    second(first, other)
+    with first.guard():
+        first.failing()
+        after, message, _ = seconds_until_one_leaves(first)
+    assert after in (8, 9) and "process 1 is gone" in message
+
+
+@pytest.mark.parametrize("all_fail", [True, False])
+def test_who_catches_an_error_waits_for_those_who_caught_it_too(all_fail: bool) -> None:
+    running = processes(3)
+    for one in running if all_fail else running[:2]:
+        with pytest.raises(KeyError), one.guard():
+            raise KeyError("x")
+    first = running[0]
+    for _ in running:
+        first.listen(0)
+    waited: list[float | None] = []
+
+    def wait(timeout: float | None = None) -> bool:
+        waited.append(timeout)
+        return False
+
+    first._done.wait = wait  # type: ignore[method-assign]
+    if all_fail:
+        first.close()
+        assert waited[:2] == [3.0, 300.0]
+    else:
+        with pytest.raises(Left) as left:
+            first.close()
+        assert (left.value.args, waited) == (("", 1), [3.0])
+
+
 def test_a_later_error_counts_again() -> None:
     first, other = processes(2)
     for one in (first, other):
@@ -165,12 +254,26 @@ BROKEN = ["UNKNOWN: Gloo all-reduce failed: Connection closed", "INTERNAL: NCCL"
 def test_a_broken_operation_waits_for_the_name_of_the_dead(
     kind: type[Exception], text: str
 ) -> None:
-    first, _ = processes(2, timeout=0.2)
+    first, other = processes(2, timeout=0.2)
+    other.beat()
+    first.beat()
     first.watch(0.15)  # half of the timeout is over: enough once an operation has broken
     with pytest.raises(Left, match="process 1 is gone"):
         first._wait_for_a_verdict = lambda: first.watch(0.0)  # type: ignore[method-assign]
         with first.guard():
             raise kind(text)
+
+
+def test_a_broken_operation_that_all_survive_is_forgotten() -> None:
+    first, other = processes(2)
+    second(first, other)
+    for one in (first, other):
+        one._wait_for_a_verdict = lambda: None  # type: ignore[method-assign]
+        with pytest.raises(ValueError), one.guard():
+            raise ValueError(BROKEN[0])
+    second(first, other)
+    after, message, _ = seconds_until_one_leaves(first)
+    assert after in (8, 9) and "process 1 is gone" in message
 
 
 @pytest.mark.parametrize("text", ["RESOURCE_EXHAUSTED: out of memory", "row 3 is bad", ""])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -7,7 +10,9 @@ import pytest
 
 from flaxtrain import parallel
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, ProcessError
-from flaxtrain.parallel import Processes, heartbeat, initialize
+from flaxtrain.parallel import Processes, heartbeat, initialize, processes
+from flaxtrain.parallel.processes import until_process_0_is_done
+from tests.parallel.test_peer_watch import Texts
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +86,49 @@ def test_a_second_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     with pytest.raises(ProcessError, match="the processes are joined already"):
         initialize("127.0.0.1:1", 2, 1)
+
+
+def nothing(name: str) -> None:
+    with until_process_0_is_done(name):
+        pass
+
+
+def test_the_others_wait_until_process_0_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, index = Texts(), [1]
+    monkeypatch.setattr("flaxtrain.parallel.coordination.store", lambda: (texts, index[0], 2))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(nothing, "test")
+        texts.put("flaxtrain/test/0/begun", "yes")
+        time.sleep(0.1)
+        assert not waiting.done()
+        texts.put("flaxtrain/test/0/done", "yes")
+        waiting.result(timeout=20.0)
+    monkeypatch.setattr(processes, "_BEGIN_SECONDS", 0.1)
+    nothing("test")  # process 0 does not come
+    index[0] = 0
+    with pytest.raises(KeyError), until_process_0_is_done("test"):  # waits for nobody
+        assert list(texts.texts)[2:] == ["flaxtrain/test/2/begun"]
+        raise KeyError
+    assert "flaxtrain/test/2/done" in texts.texts
+
+
+def test_the_watch_begins_before_process_0_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, reached = Texts(), threading.Event()
+    monkeypatch.setattr("flaxtrain.parallel.coordination.store", lambda: (texts, 1, 2))
+    monkeypatch.setattr(processes, "hold_on", lambda store, host: reached.wait(20.0))
+    for name in ("on_uncaught_error", "on_interpreter_exit"):
+        monkeypatch.setattr(processes, name, lambda call: None)
+    monkeypatch.setattr(processes, "_RUNNING", [])
+    assert processes._watched(8.0) == Processes(1, 2)
+    running = processes._RUNNING[0]
+    try:
+        until = time.monotonic() + 10.0
+        while not texts.under("flaxtrain/beats"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        running._done.set()
+        running._wake.set()
+        reached.set()
+        for thread in running._threads:
+            thread.join()

@@ -24,17 +24,20 @@ def lines(folder: Path, workdir: str, kind: str) -> list[str]:
     return found[0]
 
 
-def test_parts_of_two_processes_are_the_whole(tmp_path: Path) -> None:
+def test_a_finished_run_of_two_processes_that_is_continued_has_nothing_left_to_do(
+    tmp_path: Path,
+) -> None:
     whole = lines(tmp_path / "whole", str(tmp_path / "run"), "arrays")
     assert whole[0] == "steps 10 split True" and "(36, 2)" in whole[1]
-    # Padding stands in other places: 4 rows of the last batch are 2 and 2, not 4 and none.
     again = lines(tmp_path / "again", str(tmp_path / "run"), "arrays")
-    assert again == whole, "a finished run that is continued has nothing left to do"
+    assert again == whole
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10"]
 
 
 @pytest.mark.slow
-def test_the_last_batch_of_parts_is_padded_in_each(tmp_path: Path) -> None:
+def test_parts_of_two_processes_are_the_whole_and_the_last_batch_is_padded_in_each(
+    tmp_path: Path,
+) -> None:
     whole = lines(tmp_path / "whole", "none", "arrays")
     parts = lines(tmp_path / "parts", "none", "parts")
     # Sums over other places of the same rows; the outputs come in the same order.

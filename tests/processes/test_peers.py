@@ -101,6 +101,15 @@ def test_an_error_that_all_catch_ends_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_who_catches_an_error_of_all_may_have_more_to_do(tmp_path: Path) -> None:
+    words = ["raise=7", "catch=1"]
+    # Longer than the 3 s that the error of one leaves, and the 8 s of silence after them.
+    with Run(tmp_path, [[*words, "late=14"], words]) as run:
+        assert [run.end(0), run.end(1)] == [0, 0], run.all_texts()
+    assert "flaxtrain:" not in run.all_texts()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [0, 1])
 def test_a_process_that_has_more_to_do_is_waited_for(tmp_path: Path, late: int) -> None:
     words = [["steps=5"], ["steps=5"]]

@@ -51,6 +51,23 @@ def test_a_bad_batch_is_an_error_of_each_process(tmp_path: Path) -> None:
         assert "flaxtrain: process" not in run.text(index)
 
 
+@pytest.mark.parametrize(
+    ("word", "status", "error"),
+    [("nan=4", 1, "NonFiniteError"), ("interrupt=3", 130, "KeyboardInterrupt")],
+)
+def test_the_last_state_is_saved_though_the_others_wait(
+    tmp_path: Path, word: str, status: int, error: str
+) -> None:
+    # Longer than the 8 s after which a process that has left would be taken for lost.
+    words = [word, "slow=12", f"save={tmp_path / 'saved'}"]
+    with Run(tmp_path, [words, words], TRAINER) as run:
+        assert [run.end(0), run.end(1)] == [status, status], run.all_texts()
+    assert (tmp_path / "saved" / "3").is_dir(), run.all_texts()
+    for index in (0, 1):
+        assert error in run.text(index)
+        assert "flaxtrain: process" not in run.text(index)
+
+
 def test_trainers_that_differ_do_not_begin(tmp_path: Path) -> None:
     with Run(tmp_path, [["rate=0.1"], ["rate=0.2"]], TRAINER) as run:
         assert [run.end(0), run.end(1)] == [1, 1]

@@ -1,13 +1,16 @@
 """A process of a run with a Trainer; `python trainer_child.py [name=value ...]`.
 
 Prints `step N` after each step; `raise=N` has a hook raise there, `nan=N` makes that batch bad,
-in every process that is given it.
+in every process that is given it. `save=FOLDER` saves at the end, and takes `slow=SECONDS`;
+`interrupt=N` has a hook raise KeyboardInterrupt.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,8 +24,8 @@ ROWS = 8
 class Steps(ft.Hook):
     """Prints the steps, and raises at one of them."""
 
-    def __init__(self, fails_at: int) -> None:
-        self._fails_at = fails_at
+    def __init__(self, fails_at: int, interrupted_at: int) -> None:
+        self._fails_at, self._interrupted_at = fails_at, interrupted_at
 
     def period(self, run: object) -> int:
         return 1
@@ -32,6 +35,8 @@ class Steps(ft.Hook):
         print("step", batches, flush=True)
         if batches == self._fails_at:
             raise ValueError("no more disk")
+        if batches == self._interrupted_at:
+            raise KeyboardInterrupt
 
 
 def batches(words: dict[str, str]) -> Iterator[dict[str, np.ndarray]]:
@@ -50,10 +55,20 @@ def batches(words: dict[str, str]) -> Iterator[dict[str, np.ndarray]]:
 def main() -> None:
     words = dict(word.split("=") for word in sys.argv[1:])
     ft.parallel.initialize()
+    hooks: list[ft.Hook] = [Steps(int(words.get("raise", 0)), int(words.get("interrupt", 0)))]
+    if "save" in words:
+        hooks.append(ft.SaveEvery(directory=words["save"]))
+        save = ft.checkpoint.save
+
+        def slow_save(*args: Any, **kwargs: Any) -> None:
+            time.sleep(float(words["slow"]))
+            save(*args, **kwargs)
+
+        ft.checkpoint.save = slow_save
     trainer = ft.Trainer(
         nn.Dense(2),
         ft.OptSpec("sgd", learning_rate=float(words.get("rate", "0.1"))),
-        hooks=[Steps(int(words.get("raise", "0")))],
+        hooks=hooks,
         log_every=1,
         seed=int(words.get("seed", "0")),
     )
