@@ -1159,7 +1159,7 @@ CONFIGS = {
         errors.UnknownNameError,
         """unknown config field 'epoch'
   where: config.epoch
-  fix:   did you mean 'epochs'? Known: adapters, batch_size, data, epochs, eval_every, init_from, log_every, loss_scale, model, opt, precision, schedule, seed, steps, task""",
+  fix:   did you mean 'epochs'? Known: adapters, backend, batch_size, data, epochs, eval_every, init_from, log_every, loss_scale, mesh, model, opt, precision, schedule, seed, sharding, steps, steps_per_call, task""",
     ),
     "unknown schedule": Row(
         lambda _: ft.spec_from_config(config(schedule={"schedule": "cosin"})),
