@@ -122,7 +122,7 @@ def _memory(run: Run, found: Found) -> str:
     rows = [
         ("parameters", state.params),
         ("slots of the optimizer", state.slots),
-        ("of both, left whole", state.kept),
+        ("of both, left whole", state.left_whole),
         ("other state", state.other),
         ("batch", found.batch),
         ("sum", state.total + found.batch),

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from language_model import LanguageModel, Size, loss
+from language_model import LanguageModel, Size, loss, token_shapes
 from matmul_flops import matmul_flops
 from program_text import Program, read
+from shaped_step import Memory, shaped_step
 
 import flaxtrain as ft
-from flaxtrain.parallel import DeviceBytes, Layout, Sharding, make_mesh
-from flaxtrain.parallel.mesh_engine import MeshEngine
-from flaxtrain.train import OneProgram, StepOptions, train_step
+from flaxtrain.parallel import DeviceBytes, Sharding, make_mesh
+from flaxtrain.train import StepOptions
+from flaxtrain.tree import nbytes
 
 NOT_A_NUMBER = -1
 
@@ -41,30 +41,6 @@ class Run:
     batch: int
     accumulate: int = 1
     topology: str = ""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one chip, as the compiler has them; with padding, as it lays arrays out.
-
-    Attributes:
-        arguments: state and batch.
-        output: the state after the step and metrics.
-        alias: output in buffers of arguments.
-        temporary: all buffers that a step uses beside these.
-        peak: the most that is in use at a time; a compiler for CPUs leaves temporaries out.
-    """
-
-    arguments: int
-    output: int
-    alias: int
-    temporary: int
-    peak: int
-
-    @property
-    def total(self) -> int:
-        """Bytes of all buffers."""
-        return self.arguments + self.output - self.alias + self.temporary
 
 
 @dataclass(frozen=True)
@@ -111,25 +87,12 @@ def found(run: Run) -> Found:
     """
     watch = _Watch()
     mesh = make_mesh(run.mesh, _devices(run.topology))
-    tokens = jax.ShapeDtypeStruct((run.batch, run.size.time), jnp.int32)
-    batch = {"tokens": tokens, "targets": tokens}
-    recipe = ft.make_recipe(
-        LanguageModel(run.size),
-        _spec(run.accumulate),
-        batch,
-        loss=loss,
-        options=StepOptions(precision="bf16"),
-    )
-    engine = MeshEngine(Layout(mesh, Sharding("fsdp"), recipe.facts))
-    recipe = recipe.changed(replicas=OneProgram(engine.spread, engine.keep_rows))
-    state, layout = jax.eval_shape(recipe.init), engine.layout
-    step = engine.compiled_step(lambda *args: train_step(recipe, *args), donate=(0,), rows=(1,))
-    laid_out = (
-        _with(state, layout.state(state)),
-        _with(batch, jax.tree.map(lambda _: layout.batch(), batch)),
-    )
+    batch = token_shapes(run.batch, run.size.time)
+    model, options = LanguageModel(run.size), StepOptions(precision="bf16")
+    recipe = ft.make_recipe(model, _spec(run.accumulate), batch, loss=loss, options=options)
+    made = shaped_step(recipe, batch, mesh, Sharding("fsdp"))
     watch.note("recipe and layout")
-    traced = step.traced(*laid_out)
+    traced = made.traced()
     watch.note("trace")
     lowered = traced.lower(lowering_platforms=("tpu" if run.topology else "cpu",))
     watch.note("lower")
@@ -139,15 +102,15 @@ def found(run: Run) -> Found:
     return Found(
         devices=mesh.size,
         split=mesh.shape.get("fsdp", mesh.size),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        state=layout.describe(state).per_device,
-        batch=sum(map(_on_one_chip, jax.tree.leaves(laid_out[1]))),
-        memory=_memory(compiled) if compiled else None,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(made.state.params)),
+        state=made.layout.describe(made.state).per_device,
+        batch=made.batch_bytes,
+        memory=Memory.of(compiled) if compiled else None,
         refusal=refusal,
         program=read(text) if compiled else None,
         flops=matmul_flops(traced.jaxpr),
         xla_flops=_xla_flops(compiled) if compiled else NOT_A_NUMBER,
-        alive=sum(array.nbytes for array in jax.live_arrays()),
+        alive=nbytes(jax.live_arrays()),
         host=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         seconds=watch.seconds,
         text=text,
@@ -179,18 +142,6 @@ def _spec(accumulate: int) -> ft.OptSpec:
     return ft.OptSpec("adamw", schedule, weight_decay=0.1, clip_norm=1.0, accumulate=accumulate)
 
 
-def _with(tree: Any, shardings: Any) -> Any:
-    def one(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(one, tree, shardings)
-
-
-def _on_one_chip(leaf: Any) -> int:
-    share = leaf.sharding.shard_shape(leaf.shape)
-    return jax.ShapeDtypeStruct(share, leaf.dtype).size * leaf.dtype.itemsize
-
-
 def _compiled(lowered: Any) -> tuple[Any, str]:
     """Returns the program; or None, and why a chip can't hold it."""
     try:
@@ -199,17 +150,6 @@ def _compiled(lowered: Any) -> tuple[Any, str]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None, str(error)
-
-
-def _memory(compiled: Any) -> Memory:
-    stats = compiled.memory_analysis()
-    return Memory(
-        stats.argument_size_in_bytes,
-        stats.output_size_in_bytes,
-        stats.alias_size_in_bytes,
-        stats.temp_size_in_bytes,
-        stats.peak_memory_in_bytes,
-    )
 
 
 def _xla_flops(compiled: Any) -> float:

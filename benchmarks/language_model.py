@@ -196,3 +196,9 @@ def loss(model: Any, batch: Mapping[str, Any]) -> jax.Array:
     """The loss of each row: the mean over time."""
     logits = model(batch["tokens"])
     return softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean(axis=-1)
+
+
+def token_shapes(rows: int, time: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch: tokens, and those that follow them."""
+    tokens = jax.ShapeDtypeStruct((rows, time), jnp.int32)
+    return {"tokens": tokens, "targets": tokens}

@@ -64,6 +64,15 @@ class Program:
             found[one.kind] = number + 1, runs + one.runs, nbytes + one.runs * one.nbytes
         return dict(sorted(found.items()))
 
+    def kinds(self, *, repeated: bool) -> Counter[str]:
+        """Returns how many there are of each kind that run once, or more often: in a loop."""
+        return Counter(one.kind for one in self.collectives if (one.runs > 1) == repeated)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all those that run."""
+        return sum(one.runs * one.nbytes for one in self.collectives)
+
 
 def read(text: str) -> Program:
     """Reads the text of a compiled program."""

@@ -13,22 +13,19 @@ P + S/8, FSDP (P + S)/8. Arrays below the threshold stay whole; the ideal has th
 and the column `left whole` says how much that is.
 
 Collectives are counted in the compiled program, apart from those in the body of the loop over
-layers, which runs once for each layer. `received` is what comes out of all of them on one
-device in a step, the loop counted for each layer; the roots of Shampoo, which are computed
-every tenth step, are counted in full. Temporary bytes are of the CPU's compiler: they tell
-whether whole parameters are gathered at once, and little about an accelerator.
+layers, which runs once for each layer. `sent around` are the bytes of the whole arrays that are
+gathered, added up or sent in a step, the loop counted for each layer; the roots of Shampoo,
+which are computed every tenth step, are counted in full. Temporary bytes are of the CPU's
+compiler: they tell whether whole parameters are gathered at once, and little about an
+accelerator.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +39,17 @@ if __name__ == "__main__":
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from language_model import loss, token_shapes
+from program_text import Program, read
+from shaped_step import Memory, shaped_step
 
 from flaxtrain import OptSpec, make_recipe
-from flaxtrain.losses import softmax_cross_entropy_with_integer_labels
 from flaxtrain.parallel import DeviceBytes, Layout, Sharding, make_mesh
-from flaxtrain.parallel.mesh_engine import MeshEngine
 from flaxtrain.text import TextTable
-from flaxtrain.train import OneProgram, train_step
+from flaxtrain.train import Recipe
 
 OPTIMIZERS = ("adam", "adafactor", "sm3", "shampoo")
 SHARDINGS = ("replicated", "zero1", "fsdp")
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Block(nn.Module):
@@ -93,11 +90,6 @@ class GPT2(nn.Module):
         return wte.attend(nn.LayerNorm(name="ln_f")(x))
 
 
-def loss(model: Any, batch: Mapping[str, Any]) -> jax.Array:
-    logits = model(batch["tokens"])
-    return softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean(axis=-1)
-
-
 @dataclass(frozen=True)
 class Measured:
     """What the compiler says of one step.
@@ -109,7 +101,7 @@ class Measured:
         planned: bytes on one device, as `Layout.describe` has it.
         ideal: what a device should hold.
         temporary: bytes of temporaries on one device.
-        traffic: the collectives.
+        program: the collectives.
         seconds: how long the compiler took.
     """
 
@@ -119,44 +111,42 @@ class Measured:
     planned: DeviceBytes
     ideal: float
     temporary: int
-    traffic: Traffic
+    program: Program
     seconds: float
     text: str
 
 
-def measured(model: nn.Module, optimizer: str, kind: str, *, time_steps: int = 64) -> Measured:
-    """Compiles one step on all devices, and asks what it takes."""
-    devices = jax.device_count()
+def recipe_of(model: nn.Module, optimizer: str, time_steps: int) -> tuple[Recipe, Any]:
+    """Returns what is trained how, and a batch of a row for each device."""
+    batch = token_shapes(jax.device_count(), time_steps)
+    return make_recipe(model, OptSpec(optimizer, learning_rate=1e-3), batch, loss=loss), batch
+
+
+def measured(
+    model: nn.Module,
+    optimizer: str,
+    kind: str,
+    *,
+    time_steps: int = 64,
+    options: dict[str, Any] | None = None,
+) -> Measured:
+    """Compiles a step on all devices, with options of the compiler; asks what it takes."""
     mesh = make_mesh({"fsdp": -1} if kind == "fsdp" else {"data": -1})
-    tokens = jax.ShapeDtypeStruct((devices, time_steps), jnp.int32)
-    batch = {"tokens": tokens, "targets": tokens}
-    recipe = make_recipe(model, OptSpec(optimizer, learning_rate=1e-3), batch, loss=loss)
-    layout = Layout(mesh, Sharding(kind), recipe.facts)
-    engine = MeshEngine(layout)
-    recipe = recipe.changed(replicas=OneProgram(engine.spread, engine.keep_rows))
-    state = jax.eval_shape(recipe.init)
-    table, laid_out = layout.describe(state), layout.state(state)
-    step = jax.jit(
-        lambda state, batch: train_step(recipe, state, batch),
-        in_shardings=(laid_out, layout.batch()),
-        out_shardings=(laid_out, layout.replicated),
-        donate_argnums=0,
-    )
+    recipe, batch = recipe_of(model, optimizer, time_steps)
+    made = shaped_step(recipe, batch, mesh, Sharding(kind))
     start = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = made.traced().lower().compile(compiler_options=options)
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    rows = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // devices
-    text = compiled.as_text() or ""
+    memory, text = Memory.of(compiled), compiled.as_text() or ""
+    table = made.layout.describe(made.state)
     return Measured(
-        memory.argument_size_in_bytes - rows,
-        Layout(mesh, Sharding(), recipe.facts).describe(state).whole,
+        memory.arguments - made.batch_bytes,
+        Layout(mesh, Sharding(), recipe.facts).describe(made.state).whole,
         table.whole,
         table.per_device,
-        ideal(kind, table.whole, devices),
-        memory.temp_size_in_bytes,
-        traffic(text),
+        ideal(kind, table.whole, mesh.size),
+        memory.temporary,
+        read(text),
         seconds,
         text,
     )
@@ -166,53 +156,7 @@ def ideal(kind: str, whole: DeviceBytes, devices: int) -> float:
     """Returns the bytes that a device should hold; arrays that are to stay whole are so."""
     params = whole.params / (devices if kind == "fsdp" else 1)
     slots = whole.slots / (1 if kind == "replicated" else devices)
-    return params + slots + whole.kept + whole.other
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """The collectives of a compiled program.
-
-    Attributes:
-        outer: how many there are outside of loops, by kind.
-        inner: how many in the bodies of loops, each counted once.
-        outer_bytes: what comes out of those outside of loops on one device, in bytes.
-        inner_bytes: the same of one run of the bodies.
-    """
-
-    outer: Counter[str]
-    inner: Counter[str]
-    outer_bytes: int
-    inner_bytes: int
-
-
-def traffic(text: str) -> Traffic:
-    """Reads the text of a compiled program."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    calls: dict[str, set[str]] = {}
-    current = ""
-    for line in text.splitlines():
-        head = re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line)
-        if head:
-            current = head[1]
-            found[current], calls[current] = [], set()
-        elif current:
-            calls[current] |= set(re.findall(r"%([\w.-]+)", line))
-            one = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
-            found[current] += [(one[2], _bytes(one[1]))] if one else []
-    looped = set(re.findall(r"(?:body|condition)=%?([\w.-]+)", text))
-    while more := set().union(*(calls[name] & found.keys() for name in looped)) - looped:
-        looped |= more
-    inner = [one for name, ones in found.items() if name in looped for one in ones]
-    outer = [one for name, ones in found.items() if name not in looped for one in ones]
-    counts = (Counter(kind for kind, _ in part) for part in (outer, inner))
-    return Traffic(*counts, *(sum(size for _, size in part) for part in (outer, inner)))
-
-
-def _bytes(shapes: str) -> int:
-    arrays = re.findall(r"([a-z]+)(\d*)\[([\d,]*)\]", shapes)
-    sizes = (math.prod(map(int, filter(None, dims.split(",")))) for _, _, dims in arrays)
-    return sum(n * max(int(bits or 8) // 8, 1) for n, (_, bits, _) in zip(sizes, arrays))
+    return params + slots + whole.left_whole + whole.other
 
 
 def main() -> None:
@@ -223,37 +167,35 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--hlo", type=Path, help="folder for the compiled programs")
     options = parser.parse_args()
-    model = GPT2(layers=options.layers, width=options.width)
+    model = GPT2(options.layers, options.width, heads=options.width // 64)
     rows = []
     for optimizer in options.optimizers:
         for kind in options.shardings:
             found = measured(model, optimizer, kind)
             if options.hlo:
                 (options.hlo / f"{optimizer}_{kind}.txt").write_text(found.text)
-            rows.append((optimizer, kind, *cells(found, options.layers)))
+            rows.append((optimizer, kind, *cells(found)))
             print(*rows[-1], sep=" | ", flush=True)
     print(TextTable(COLUMNS, tuple(rows)).markdown())
 
 
 COLUMNS = (
     *("optimizer", "sharding", "P", "S", "left whole", "state on a device", "/ ideal"),
-    *("temporary", "collectives", "in the loop over layers", "received", "compiled in"),
+    *("temporary", "collectives", "in the loop over layers", "sent around", "compiled in"),
 )
 
 
-def cells(found: Measured, layers: int) -> tuple[str, ...]:
+def cells(found: Measured) -> tuple[str, ...]:
     """Returns a row of the table."""
-    plain, sent = found.plain, found.traffic
-    sizes = (plain.params, plain.slots, found.unsharded.kept, found.state)
-    counts = (
-        ", ".join(f"{n} {kind}" for kind, n in c.items()) for c in (sent.outer, sent.inner)
-    )
+    plain, program = found.plain, found.program
+    sizes = (plain.params, plain.slots, found.unsharded.left_whole, found.state)
+    counts = (program.kinds(repeated=repeated) for repeated in (False, True))
     return (
         *map(mebibytes, sizes),
         f"{found.state / found.ideal:.4f}",
         mebibytes(found.temporary),
-        *counts,
-        mebibytes(sent.outer_bytes + layers * sent.inner_bytes),
+        *(", ".join(f"{n} {kind}" for kind, n in kinds.items()) for kinds in counts),
+        mebibytes(program.nbytes),
         f"{found.seconds:.0f} s",
     )
 

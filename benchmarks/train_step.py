@@ -30,7 +30,7 @@ from interleave import Contender, environment, interleave, limit
 from tpu_cost import Cost, cost
 
 import flaxtrain as ft
-from flaxtrain.loop.window import TrainProgram
+from flaxtrain.loop.step_programs import TrainProgram
 from flaxtrain.train.keys import microbatch_key, step_key
 
 BAR = 1.02

@@ -1,9 +1,12 @@
-"""Running an optimizer over recorded gradients, and measuring how far two runs are apart."""
+"""Running an optimizer over recorded gradients; and how far two runs or two trees are apart."""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ import pytest
 
 from flaxtrain.errors import FlaxtrainError
 from flaxtrain.optim import apply_updates
+from flaxtrain.tree import named_leaves, unwrap_random_key_data
 
 Extra = Callable[[Any], dict[str, Any]]
 """From a gradient to the extra arguments of `update`; see `Case.extra`."""
@@ -127,6 +131,47 @@ def differing_leaves(ours: Any, reference: Any) -> list[str]:
     ]
 
 
+def readable(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves of any tree by name, random keys as their integers."""
+    return {name: np.asarray(unwrap_random_key_data(leaf)) for name, leaf in named_leaves(tree)}
+
+
+def bits(tree: Any) -> dict[str, bytes]:
+    """Returns the bytes of each leaf by name; a copy, so that the tree may be donated then."""
+    return {name: leaf.tobytes() for name, leaf in readable(tree).items()}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees have the same names, and the same bits."""
+    return bits(one) == bits(other)
+
+
+def assert_agree(
+    one: dict[str, np.ndarray],
+    other: dict[str, np.ndarray],
+    bar: float,
+    narrow: tuple[str, ...] = (),
+) -> None:
+    """Asserts that named numbers are equal, relative to the largest of their kind.
+
+    Args:
+        one: numbers by name; a name begins with its kind, as in `params/head/kernel`. Entries
+            of one gradient are compared with its largest: single ones may be zero.
+        other: the others.
+        bar: the largest deviation.
+        narrow: how names of numbers begin that are float32 in a run in float64: for these the
+            bar is 1e-6, about ten roundings.
+    """
+    assert one.keys() == other.keys()
+    for kind in {name.partition("/")[0] for name in one}:
+        names = [name for name in one if name.partition("/")[0] == kind]
+        largest = max(np.abs(one[name]).max() for name in names)
+        for name in names:
+            assert np.isfinite(one[name]).all(), name
+            gap = np.abs(one[name] - other[name]).max()
+            assert gap <= (1e-6 if name.startswith(narrow) else bar) * largest, (name, gap)
+
+
 def layout(tree: Any) -> list[tuple[str, tuple[int, ...], str]]:
     """Returns path (with field names), shape and dtype of every leaf."""
     return [
@@ -165,6 +210,14 @@ def moved(grads: Any) -> Any:
         return jnp.asarray(np.nextafter(real, away.astype(real.dtype)).view(array.dtype))
 
     return jax.tree.map(one, grads)
+
+
+def benchmark(name: str) -> Any:
+    """Returns a script of `benchmarks/`; they import one another from their own folder."""
+    folder = str(Path(__file__).resolve().parents[1] / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
 
 
 def refused(call: Callable[[], Any], kind: type[FlaxtrainError], text: str) -> None:

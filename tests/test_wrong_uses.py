@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import flaxtrain as ft
 from flaxtrain import errors
+from tests.runs import bits
 
 # beartype would answer wrong types before the product does.
 pytestmark = pytest.mark.usefixtures("unchecked_types")
@@ -53,7 +54,7 @@ class Trainers:
 
     def __init__(self) -> None:
         self.made: list[ft.Trainer] = []
-        self.before: list[bytes] | None = None
+        self.before: dict[str, bytes] | None = None
 
     def __call__(self, model: Any = None, spec: Any = SPEC, **kwargs: Any) -> ft.Trainer:
         model = nn.Dense(3) if model is None else model
@@ -66,11 +67,6 @@ class Trainers:
         trainer.fit(DATA, batch_size=12)
         self.before = bits(trainer.state)
         return trainer
-
-
-def bits(state: Any) -> list[bytes]:
-    state = state.replace(rng=jax.random.key_data(state.rng))
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
 def batch(rows: slice, label: Any = LABEL) -> dict[str, np.ndarray]:

@@ -1,9 +1,9 @@
 """Batches whose rows divide among devices: padded and masked where they don't.
 
-A batch of `rows` rows is made of `parts` microbatches. Each is padded by itself, so that it has
-the same examples whatever the number of devices: BatchNorm forms its statistics over them.
+A batch is made of microbatches. Each is padded by itself, so that it has the same examples
+whatever the number of devices: BatchNorm forms its statistics over them.
 
-    rows 6, parts 2, multiple 4:   a b c d e f  ->  a b c c | d e f f
+    rows 6, microbatches 2, multiple 4:   a b c d e f  ->  a b c c | d e f f
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxtrain.data.around import StreamAround
 from flaxtrain.data.padding import WEIGHT_KEYS, HostBatch, is_weight
 from flaxtrain.data.stream import Stream
 
@@ -22,52 +23,31 @@ __all__ = ["AlignedStream", "aligned", "unaligned"]
 
 
 @dataclass(frozen=True)
-class AlignedStream:
+class AlignedStream(StreamAround):
     """A stream whose batches have a number of rows that divides; see `Stream` for the members.
 
     Attributes:
         source: the stream as the user gave it.
-        multiple: what the rows of each part are a multiple of.
-        parts: number of microbatches in a batch.
+        multiple: what the rows of each microbatch are a multiple of.
+        microbatches: their number in a batch.
     """
 
-    source: Stream
     multiple: int
-    parts: int
+    microbatches: int
 
     @property
     def rows(self) -> int:
         """Rows of every batch, padding included."""
-        return self.parts * self._part
+        return self.microbatches * self._microbatch
 
     @property
-    def _part(self) -> int:
-        return -(-self.source.rows // (self.parts * self.multiple)) * self.multiple
-
-    @property
-    def batches_per_epoch(self) -> int | None:
-        """Batches per epoch, None if unknown."""
-        return self.source.batches_per_epoch
-
-    @property
-    def examples_per_epoch(self) -> int | None:
-        """Real rows per epoch, None if unknown."""
-        return self.source.examples_per_epoch
+    def _microbatch(self) -> int:
+        return -(-self.source.rows // (self.microbatches * self.multiple)) * self.multiple
 
     @property
     def may_be_padded(self) -> bool:
         """Always True."""
         return True
-
-    @property
-    def seekable(self) -> bool:
-        """Whether skipping costs no reading."""
-        return self.source.seekable
-
-    @property
-    def repeats(self) -> bool:
-        """Whether there can be a second epoch."""
-        return self.source.repeats
 
     @property
     def description(self) -> str:
@@ -83,7 +63,7 @@ class AlignedStream:
         return map(self._padded, self.source.epoch(epoch, start))
 
     def repeated(self, tree: Any) -> Any:
-        """Returns arrays `[source.rows, ...]` with the last row of each part repeated."""
+        """Returns arrays `[source.rows, ...]` with the last row of each microbatch repeated."""
         return jax.tree.map(self._repeated, tree)
 
     def without_padding(self, tree: Any) -> Any:
@@ -91,15 +71,18 @@ class AlignedStream:
 
         Example:
             >>> from flaxtrain.data import as_stream
-            >>> stream = aligned(as_stream({"x": np.arange(6)}, batch_size=6), 4, parts=2)
+            >>> data = as_stream({"x": np.arange(6)}, batch_size=6)
+            >>> stream = aligned(data, 4, microbatches=2)
             >>> print(stream.without_padding(stream.example().data)["x"])
             [0 1 2 3 4 5]
         """
-        own = self.source.rows // self.parts
+        own = self.source.rows // self.microbatches
 
         def cut(leaf: Any) -> np.ndarray:
-            parts = np.asarray(leaf).reshape(self.parts, self._part, *leaf.shape[1:])
-            return parts[:, :own].reshape(self.source.rows, *leaf.shape[1:])
+            pieces = np.asarray(leaf).reshape(
+                self.microbatches, self._microbatch, *leaf.shape[1:]
+            )
+            return pieces[:, :own].reshape(self.source.rows, *leaf.shape[1:])
 
         return jax.tree.map(cut, tree)
 
@@ -114,36 +97,36 @@ class AlignedStream:
         return self._joined(leaf, "edge")
 
     def _filled(self, leaf: Any) -> np.ndarray:
-        """Returns masks or weights in which zeros fill up each part."""
+        """Returns masks or weights in which zeros fill up each microbatch."""
         return self._joined(leaf, "constant")
 
     def _joined(self, leaf: Any, mode: Any) -> np.ndarray:
-        parts = np.reshape(leaf, (self.parts, -1, *leaf.shape[1:]))
-        more = self._part - parts.shape[1]
-        padded = np.pad(parts, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 1)], mode=mode)
+        pieces = np.reshape(leaf, (self.microbatches, -1, *leaf.shape[1:]))
+        more = self._microbatch - pieces.shape[1]
+        padded = np.pad(pieces, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 1)], mode=mode)
         return padded.reshape(self.rows, *leaf.shape[1:])
 
 
-def aligned(stream: Stream, multiple: int, parts: int = 1) -> Stream:
+def aligned(stream: Stream, multiple: int, microbatches: int = 1) -> Stream:
     """Returns a stream whose batches divide; the same one where they do already.
 
     Args:
         stream: the data.
-        multiple: what the rows of each part are to be a multiple of: the number of devices
+        multiple: what the rows of a microbatch are to be a multiple of: the number of devices
             that a batch is spread over.
-        parts: number of microbatches; one that `stream.rows` is no multiple of is left for the
-            training step to refuse.
+        microbatches: their number in a batch; one that `stream.rows` is no multiple of is left
+            for the training step to refuse.
 
     Example:
         >>> from flaxtrain.data import as_stream
-        >>> stream = aligned(as_stream({"x": np.arange(6)}, batch_size=6), 4, parts=2)
+        >>> stream = aligned(as_stream({"x": np.arange(6)}, batch_size=6), 4, microbatches=2)
         >>> batch = stream.example()
         >>> print(batch.data["x"], batch.mask.astype(int), batch.count)
         [0 1 2 2 3 4 5 5] [1 1 1 0 1 1 1 0] 6
     """
-    if stream.rows % parts or (stream.rows // parts) % multiple == 0:
+    if stream.rows % microbatches or (stream.rows // microbatches) % multiple == 0:
         return stream
-    return AlignedStream(stream, multiple, parts)
+    return AlignedStream(stream, multiple, microbatches)
 
 
 def unaligned(stream: Stream) -> Stream:

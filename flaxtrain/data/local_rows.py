@@ -14,11 +14,14 @@ import jax
 import numpy as np
 
 from flaxtrain.data.alignment import AlignedStream, unaligned
+from flaxtrain.data.around import StreamAround
 from flaxtrain.data.padding import HostBatch
 from flaxtrain.data.stream import ArrayStream, Stream
 
 __all__ = [
     "LocalRows",
+    "OwnBatches",
+    "PartOfBatches",
     "as_given",
     "batch_as_given",
     "is_whole",
@@ -28,66 +31,73 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class LocalRows:
+class LocalRows(StreamAround):
     """A stream whose epochs yield the rows of one process; all else is about whole batches.
 
     See `Stream` for the members. What `example` returns has the rows of all processes.
 
     Attributes:
-        source: the stream: of whole batches, or of this process's rows.
+        source: the stream, as this process was given it.
         processes: how many there are.
-        part: from the rows of a whole batch to which of them are this process's; None: `source`
-            yields these alone.
     """
 
-    source: Stream
     processes: int
-    part: Callable[[int], slice | np.ndarray] | None
-
-    @property
-    def rows(self) -> int:
-        """Rows of every batch, those of all processes together."""
-        return self.source.rows * (1 if self.part else self.processes)
-
-    @property
-    def batches_per_epoch(self) -> int | None:
-        """Batches per epoch, None if unknown."""
-        return self.source.batches_per_epoch
-
-    @property
-    def examples_per_epoch(self) -> int | None:
-        """Real rows per epoch, None if unknown."""
-        return self.source.examples_per_epoch if self.part else None
-
-    @property
-    def may_be_padded(self) -> bool:
-        """False only when it is certain that no process has a padded batch.
-
-        The rows of other processes are not known here, and all of them run one program.
-        """
-        return self.part is None or self.source.may_be_padded
-
-    @property
-    def seekable(self) -> bool:
-        """Whether skipping costs no reading."""
-        return self.source.seekable
-
-    @property
-    def repeats(self) -> bool:
-        """Whether there can be a second epoch."""
-        return self.source.repeats
 
     @property
     def description(self) -> str:
         """One line for logs."""
-        how = "a part of each batch" if self.part else "their own batches"
-        return f"{self.source.description}; {self.processes} processes read {how}"
+        return f"{self.source.description}; {self.processes} processes read {self._read}"
+
+    _read = "a part of each batch"
+
+
+@dataclass(frozen=True)
+class PartOfBatches(LocalRows):
+    """This process's rows of whole batches. See `LocalRows`.
+
+    Attributes:
+        source: the stream of whole batches, the same in all processes.
+        processes: how many there are.
+        part: from the rows of a whole batch to which of them are this process's.
+    """
+
+    part: Callable[[int], slice | np.ndarray]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[HostBatch]:
+        """Returns this process's rows of the batches of one epoch, from number `start` on."""
+        part = self.part(self.rows)
+
+        def cut(batch: HostBatch) -> HostBatch:
+            data, mask = jax.tree.map(lambda leaf: leaf[part], (batch.data, batch.mask))
+            return HostBatch(data, mask, batch.count)
+
+        return map(cut, self.source.epoch(epoch, start))
+
+
+@dataclass(frozen=True)
+class OwnBatches(LocalRows):
+    """The batches of this process alone, of which whole batches are made. See `LocalRows`."""
+
+    _read = "their own batches"
+
+    @property
+    def rows(self) -> int:
+        """Rows of every batch, those of all processes together."""
+        return self.source.rows * self.processes
+
+    @property
+    def examples_per_epoch(self) -> None:
+        """Not known: those of other processes are not read here."""
+        return None
+
+    @property
+    def may_be_padded(self) -> bool:
+        """True: the rows of other processes are not known, and all of them run one program."""
+        return True
 
     def example(self) -> HostBatch:
-        """Returns the first batch of epoch 0; other processes' rows are copies where unread."""
+        """Returns the first batch of epoch 0, with copies in place of other processes' rows."""
         batch = self.source.example()
-        if self.part:
-            return batch
 
         def repeated(leaf: Any) -> np.ndarray:
             return np.concatenate([np.asarray(leaf)] * self.processes)
@@ -98,15 +108,7 @@ class LocalRows:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[HostBatch]:
         """Returns this process's rows of the batches of one epoch, from number `start` on."""
         found = self.source.epoch(epoch, start)
-        if self.part is None:
-            return (HostBatch(b.data, b.mask, b.count * self.processes) for b in found)
-        part = self.part(self.rows)
-
-        def cut(batch: HostBatch) -> HostBatch:
-            data, mask = jax.tree.map(lambda leaf: leaf[part], (batch.data, batch.mask))
-            return HostBatch(data, mask, batch.count)
-
-        return map(cut, found)
+        return (HostBatch(b.data, b.mask, b.count * self.processes) for b in found)
 
 
 def local_rows_of(
@@ -127,18 +129,21 @@ def local_rows_of(
         >>> mine.rows, [batch.data["x"].tolist() for batch in mine.epoch(0)]
         (4, [[2, 3], [6, 7]])
     """
-    return LocalRows(stream, processes, part if is_whole(stream) else None)
+    if is_whole(stream):
+        return PartOfBatches(stream, processes, part)
+    return OwnBatches(stream, processes)
 
 
 def as_given(stream: Stream) -> Stream:
     """Returns a stream as the user gave it, where that has whole batches.
 
     Example:
-        >>> from flaxtrain.data import aligned, as_stream
+        >>> from flaxtrain.data import as_stream
+        >>> from flaxtrain.data.alignment import aligned
         >>> as_given(aligned(as_stream({"x": np.arange(6)}, batch_size=6), 4)).rows
         6
     """
-    if isinstance(stream, LocalRows) and stream.part:
+    if isinstance(stream, PartOfBatches):
         stream = stream.source
     return unaligned(stream)
 
@@ -147,11 +152,12 @@ def rows_as_given(stream: Stream) -> int:
     """Returns the rows of a batch of all processes, those added for devices not counted.
 
     Example:
-        >>> from flaxtrain.data import aligned, as_stream
+        >>> from flaxtrain.data import as_stream
+        >>> from flaxtrain.data.alignment import aligned
         >>> rows_as_given(aligned(as_stream({"x": np.arange(6)}, batch_size=6), 4))
         6
     """
-    if isinstance(stream, LocalRows) and stream.part is None:
+    if isinstance(stream, OwnBatches):
         return unaligned(stream.source).rows * stream.processes
     return as_given(stream).rows
 
@@ -168,14 +174,15 @@ def batch_as_given(stream: Stream, data: Any, mask: Any) -> tuple[Any, Any]:
         mask: bool `[rows]`, or None.
 
     Example:
-        >>> from flaxtrain.data import aligned, as_stream
+        >>> from flaxtrain.data import as_stream
+        >>> from flaxtrain.data.alignment import aligned
         >>> stream = aligned(as_stream({"x": np.arange(6)}, batch_size=6), 4)
         >>> batch = stream.example()
         >>> data, mask = batch_as_given(stream, batch.data, batch.mask)
         >>> data["x"].tolist(), mask
         ([0, 1, 2, 3, 4, 5], None)
     """
-    whole = stream.source if isinstance(stream, LocalRows) and stream.part else stream
+    whole = stream.source if isinstance(stream, PartOfBatches) else stream
     if not isinstance(whole, AlignedStream):
         return data, mask
     data, mask = whole.without_padding((data, mask))

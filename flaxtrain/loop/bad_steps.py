@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from flaxtrain.checks import check_instance
-from flaxtrain.data import Stream, as_given
+from flaxtrain.data import Stream
 from flaxtrain.data.batch_file import save_batch
 from flaxtrain.data.host import Place, count_rows, to_host
+from flaxtrain.data.local_rows import as_given
 from flaxtrain.data.stream import ArrayStream
 from flaxtrain.errors import NonFiniteError, StateError
 from flaxtrain.loop.in_flight import Dispatched
 from flaxtrain.parallel import is_writer
 from flaxtrain.spec import OptSpec
 from flaxtrain.text import counted, numbered_rows
-from flaxtrain.train import Diagnosis, Recipe, TrainState, diagnose_step
+from flaxtrain.train import NO_AVERAGE, Diagnosis, Recipe, TrainState, diagnose_step
 from flaxtrain.train.arguments import check_mask
 from flaxtrain.typing import ArrayLike, Batch
 
 if TYPE_CHECKING:
     from flaxtrain.loop.trainer import Trainer
 
-__all__ = ["BAD_BATCHES", "bad_step_error", "diagnose"]
+__all__ = ["BAD_BATCHES", "bad_step_error", "diagnose", "for_diagnosis"]
 
 BAD_BATCHES = "bad_batches"
 """The folder in a workdir that the batches of rejected steps go to."""
@@ -94,7 +95,7 @@ def bad_step_error(
 
     Args:
         recipe: that of the step.
-        state: the last good state.
+        state: the last good state, or what `for_diagnosis` leaves of it.
         stream: the training data.
         step: the step, with its batch.
         workdir: where the batch and the report are saved; None: nowhere.
@@ -114,6 +115,14 @@ def bad_step_error(
         fix=_fix(recipe.spec, diagnosis),
         diagnosis=diagnosis,
     )
+
+
+def for_diagnosis(state: TrainState) -> TrainState:
+    """Returns what is read of a state to look at a step: not slots, averages or sums."""
+    sums = state.accumulated
+    if sums:  # several batches make an update
+        sums = sums.replace(grads=())
+    return state.replace(opt_state=(), ema=NO_AVERAGE, rounding_carry={}, accumulated=sums)
 
 
 _UNKNOWN = "the loss, its gradient or a collection became NaN or infinite"

@@ -13,8 +13,9 @@ from flaxtrain.errors import DataError, NonFiniteError, StateError
 from flaxtrain.loop.evaluation import checked, for_evaluation, with_weights
 from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import checked_mask
-from flaxtrain.loop.window import seeing_all
-from flaxtrain.parallel import Compiled, Engine
+from flaxtrain.loop.step_programs import seeing_all
+from flaxtrain.parallel.compile import Compiled
+from flaxtrain.parallel.engine import Engine
 from flaxtrain.train import BatchStatistics, Recipe, TrainState, add_batch, no_batches
 from flaxtrain.tree import all_finite
 from flaxtrain.typing import Array, ArrayLike, Batch
@@ -68,7 +69,7 @@ def with_batch_stats(
 def statistics_program(recipe: Recipe, engine: Engine) -> Compiled:
     """Returns the compiled function that adds a batch, and says whether all is finite."""
 
-    recipe = seeing_all(engine, recipe)
+    recipe = seeing_all(recipe, engine)
 
     def add(
         state: TrainState, found: BatchStatistics, batch: Batch, mask: ArrayLike | None
@@ -87,9 +88,9 @@ def _formed(
     stream: Stream,
     count: int | None,
 ) -> dict[str, Any]:
-    first, state = stream.example(), engine.put(state)
+    first, state = stream.example(), engine.place_state(state)
     none = no_batches(recipe, state, first.data, checked_mask(recipe, stream, first))
-    found = engine.put(none)
+    found = engine.place_state(none)
     in_flight: Bounded[Array] = Bounded()
     finite: Any = True  # there is a first batch
     batches = itertools.islice(checked(recipe, stream.epoch(0), WHERE), count)

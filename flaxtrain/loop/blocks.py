@@ -15,9 +15,10 @@ import numpy as np
 
 from flaxtrain.data import HostBatch
 from flaxtrain.data.prefetch import source_error
+from flaxtrain.errors import BatchError
 from flaxtrain.loop.in_flight import Dispatched, DispatchedBlock, DispatchedCall
-from flaxtrain.loop.steps_per_call import Calls, next_stop
-from flaxtrain.loop.window import TrainProgram
+from flaxtrain.loop.step_programs import TrainProgram
+from flaxtrain.loop.steps_per_call import CallForm, next_stop
 from flaxtrain.train import TrainState
 from flaxtrain.typing import Array, Batch
 
@@ -94,16 +95,16 @@ class Block:
     """Some batches, stacked.
 
     Attributes:
-        batch: every leaf `[calls.steps, rows, ...]`.
+        batch: every leaf `[call_form.steps, rows, ...]`.
         masked: whether the mask is given to the step.
         counts: the number of real rows in each batch; of those that are copies, none.
-        calls: what it is stacked for.
+        call_form: what it is stacked for.
     """
 
     batch: HostBatch
     masked: bool
     counts: tuple[int, ...]
-    calls: Calls
+    call_form: CallForm
 
 
 class SeveralSteps(NamedTuple):
@@ -133,7 +134,7 @@ class SeveralSteps(NamedTuple):
 
     @property
     def mask(self) -> Any:
-        """The masks of the real rows, `[calls.steps, rows]`, or None."""
+        """The masks of the real rows, `[call_form.steps, rows]`, or None."""
         return self.block.batch.mask if self.block.masked else None
 
     @property
@@ -146,7 +147,8 @@ class SeveralSteps(NamedTuple):
 
     def make(self, program: TrainProgram, state: TrainState, window: Any, last: Array) -> Made:
         """Makes the steps: dispatches them, and waits for nothing."""
-        step, span = program.block(self.block.calls), np.array([self.first, self.stop], "int32")
+        step = program.block(self.block.call_form)
+        span = np.array([self.first, self.stop], "int32")
         return Made(*step(state, window, self.data, self.mask, last, span))
 
     def record(
@@ -165,7 +167,7 @@ class Blocks:
     """Batches on their way to the loop: one by one, or stacked.
 
     Args:
-        calls: how many steps a call makes. It may be set anew at any time.
+        call_form: how many steps a call makes. It may be set anew at any time.
         cadences: at multiples of these numbers of batches a block ends.
         number: number of the next batch in the run, from 0.
         masked: whether masks are given to the step.
@@ -174,13 +176,13 @@ class Blocks:
 
     def __init__(
         self,
-        calls: Calls,
+        call_form: CallForm,
         cadences: Sequence[int],
         number: int,
         masked: bool,
         check: Callable[[HostBatch], Any],
     ) -> None:
-        self.calls = calls
+        self.call_form = call_form
         self._cadences, self._number, self._read = tuple(cadences), number, 0
         self._masked, self._check = masked, check
 
@@ -189,39 +191,52 @@ class Blocks:
 
         Raises:
             DataError: a batch can't be used; those before it have been yielded.
+            BatchError: batches of one call are not alike.
         """
         while True:
-            calls = self.calls
-            wanted = min(calls.steps, next_stop(self._number, self._cadences))
+            call_form = self.call_form
+            wanted = min(call_form.steps, next_stop(self._number, self._cadences))
             found, failure = [], None
             try:
                 while len(found) < wanted and (batch := next(batches, None)) is not None:
-                    if calls.steps > 1:
+                    if call_form.steps > 1:
                         self._check(batch)
                     found.append(batch)
             except Exception as error:
                 failure = source_error(error, f"batch {self._read + len(found)}")
             self._number, self._read = self._number + len(found), self._read + len(found)
-            if calls.steps == 1:
+            if call_form.steps == 1:
                 yield from found
             elif found:
-                yield self._stacked(found, calls)
+                yield self._stacked(found, call_form)
             if failure is not None:
                 raise failure
             if len(found) < wanted:
                 return
 
-    def _stacked(self, batches: list[HostBatch], calls: Calls) -> Block:
+    def _stacked(self, batches: list[HostBatch], call_form: CallForm) -> Block:
         # The count is static, and may differ.
         alike = [replace(batch, count=0) for batch in batches]
-        stacked = jax.tree.map(lambda *leaves: _filled(leaves, calls.steps), *alike)
-        return Block(stacked, self._masked, tuple(batch.count for batch in batches), calls)
+        try:
+            stacked = jax.tree.map(lambda *leaves: _filled(leaves, call_form.steps), *alike)
+        except ValueError as error:
+            first = self._number - len(batches)
+            raise BatchError(
+                f"the batches of one call are not alike: {error}",
+                where=f"batches {first} to {self._number - 1} of the run",
+                fix="make every batch like the first: the same names, shapes and dtypes",
+            ) from error
+        return Block(stacked, self._masked, tuple(batch.count for batch in batches), call_form)
 
 
 def _filled(leaves: Sequence[Any], length: int) -> np.ndarray:
     """Returns arrays as one, with copies of the last one up to a length."""
-    filled = np.empty((length, *leaves[0].shape), leaves[0].dtype)
+    shape, dtype = leaves[0].shape, leaves[0].dtype
+    filled = np.empty((length, *shape), dtype)
     for index, leaf in enumerate(leaves):
+        # An assignment would broadcast and cast.
+        if leaf.shape != shape or leaf.dtype != dtype:
+            raise ValueError(f"{leaf.dtype}{list(leaf.shape)} behind {dtype}{list(shape)}")
         filled[index] = leaf
     filled[len(leaves) :] = leaves[-1]
     return filled

@@ -10,6 +10,7 @@ from flaxtrain.errors import StateError
 from flaxtrain.loop.batch_stats import with_batch_stats
 from flaxtrain.loop.evaluation import evaluate, predict
 from flaxtrain.loop.streams import on_devices, stream_in_order, training_stream
+from flaxtrain.parallel import peer_watch
 from flaxtrain.train import TrainState
 from flaxtrain.typing import HostTree
 
@@ -38,8 +39,9 @@ class Evaluating:
             StateError: nothing was trained yet, or there is no average.
             UnknownNameError: `weights` is another word.
         """
-        trainer, state = _trained(self, "evaluate")
-        return evaluated(trainer, ds, batch_size=batch_size, state=state, weights=weights)
+        with peer_watch().guard():
+            trainer, state = _trained(self, "evaluate")
+            return evaluated(trainer, ds, batch_size=batch_size, state=state, weights=weights)
 
     def predict(
         self, ds: Any, *, batch_size: int | None = None, weights: str = "raw"
@@ -58,11 +60,12 @@ class Evaluating:
             StateError: nothing was trained yet, or there is no average.
             UnknownNameError: `weights` is another word.
         """
-        trainer, state = _trained(self, "predict")
-        assert trainer.recipe is not None
-        program = trainer._programs.predict(trainer.recipe)
-        stream = _in_order(trainer, ds, batch_size)
-        return predict(program, state, stream, weights, trainer._programs.engine)
+        with peer_watch().guard():
+            trainer, state = _trained(self, "predict")
+            assert trainer.recipe is not None
+            program = trainer._programs.predict(trainer.recipe)
+            stream = _in_order(trainer, ds, batch_size)
+            return predict(program, state, stream, weights, trainer._programs.engine)
 
     def recompute_batch_stats(
         self,
@@ -84,13 +87,15 @@ class Evaluating:
             FlaxtrainError: there is no average with statistics, no BatchNorm, too little data,
                 or a statistic is not finite; the state is as it was.
         """
-        trainer, state = _trained(self, "recompute_batch_stats")
-        assert trainer.recipe is not None
-        stream, _ = training_stream(ds, batch_size, trainer.seed)
-        stream = on_devices(stream, trainer._devices)
-        program, engine = trainer._programs.statistics(trainer.recipe), trainer._programs.engine
-        state = with_batch_stats(trainer.recipe, program, engine, state, stream, n_batches)
-        trainer.state = engine.put(state)
+        with peer_watch().guard():
+            trainer, state = _trained(self, "recompute_batch_stats")
+            assert trainer.recipe is not None
+            recipe, programs = trainer.recipe, trainer._programs
+            stream, _ = training_stream(ds, batch_size, trainer.seed)
+            stream, engine = on_devices(stream, trainer._devices), programs.engine
+            program = programs.statistics(recipe)
+            state = with_batch_stats(recipe, program, engine, state, stream, n_batches)
+            trainer.state = engine.place_state(state)
 
 
 def evaluated(

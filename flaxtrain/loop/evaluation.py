@@ -14,8 +14,10 @@ from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.errors import StateError
 from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import check_padding, checked_mask
-from flaxtrain.loop.window import EvalProgram, as_numbers
-from flaxtrain.parallel import Compiled, Engine
+from flaxtrain.loop.step_programs import EvalProgram
+from flaxtrain.loop.window import as_numbers
+from flaxtrain.parallel.compile import Compiled
+from flaxtrain.parallel.engine import Engine
 from flaxtrain.precision import UNSCALED
 from flaxtrain.train import (
     NoAverage,
@@ -109,7 +111,9 @@ def evaluate(
     check_choice("weights", weights, WEIGHTS, where="evaluate")
     chosen = {"": "raw", "/ema": "ema"} if weights == "both" else {"": weights}
     states = {
-        suffix: program.engine.put(for_evaluation(with_weights(state, which, where="evaluate")))
+        suffix: program.engine.place_state(
+            for_evaluation(with_weights(state, which, where="evaluate"))
+        )
         for suffix, which in chosen.items()
     }
     windows: dict[str, Any] = {}
@@ -177,10 +181,10 @@ def predict(
     """
     outputs: list[Any] = []
     in_flight: Bounded[tuple[Any, Any]] = Bounded()
-    state = engine.put(for_evaluation(with_weights(state, weights, where="predict")))
+    state = engine.place_state(for_evaluation(with_weights(state, weights, where="predict")))
 
     def collect(output: Any, mask: Any) -> None:
-        output, real = jax.device_get(engine.local((output, mask)))
+        output, real = jax.device_get(engine.readable((output, mask)))
         outputs.append(jax.tree.map(lambda leaf: np.asarray(leaf)[real], output))
 
     for batch in prefetch(stream.epoch(0), program.place):

@@ -7,7 +7,7 @@ from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.evaluation import check_evaluation
 from flaxtrain.loop.hooks import Evaluate, Hook
 from flaxtrain.loop.streams import on_devices, stream_in_order
-from flaxtrain.parallel import Devices
+from flaxtrain.parallel.devices import Devices
 from flaxtrain.train import Recipe
 
 __all__ = ["evaluation_hooks"]

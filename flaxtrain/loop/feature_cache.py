@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtrain.checks import check_flag
-from flaxtrain.data import HostBatch, LocalRows, Stream, aligned, unaligned
-from flaxtrain.data.alignment import AlignedStream
+from flaxtrain.data import HostBatch, Stream
+from flaxtrain.data.alignment import AlignedStream, aligned, unaligned
+from flaxtrain.data.local_rows import LocalRows
 from flaxtrain.data.stream import ArrayStream
 from flaxtrain.errors import ArgumentError, FlaxtrainError
 from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.padding import has_masks
 from flaxtrain.loop.row_check import check_rows
-from flaxtrain.loop.window import seeing_all
-from flaxtrain.parallel import ONE_DEVICE, Engine
+from flaxtrain.loop.step_programs import seeing_all
+from flaxtrain.parallel.engine import ONE_DEVICE, Engine
 from flaxtrain.text import readable_bytes
 from flaxtrain.train import (
     CACHE_FROZEN,
@@ -242,7 +243,7 @@ def _filled(
 ) -> _Filled:
     masked, stream = has_masks(recipe, given), unaligned(given)
     assert isinstance(stream, ArrayStream)
-    features, on_all = frozen_features(recipe, masked), seeing_all(engine, recipe)
+    features, on_all = frozen_features(recipe, masked), seeing_all(recipe, engine)
     program = engine.compiled_rows(lambda *args: features_of(on_all, features, *args))
     multiple = given.multiple if isinstance(given, AlignedStream) else 1
     source = aligned(ArrayStream(stream.source.in_order()), multiple)

@@ -9,13 +9,16 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from flaxtrain import checkpoint, parallel
+from flaxtrain import checkpoint
 from flaxtrain.answering import answering
 from flaxtrain.checks import as_directory, check_instance, check_integer
 from flaxtrain.durations import parse, to_batches
-from flaxtrain.errors import ArgumentError, DataError, NonFiniteError
+from flaxtrain.errors import ArgumentError, DataError
 from flaxtrain.loop.length import used_up_by_one_pass
 from flaxtrain.monitor import ConsoleWriter, MetricWriter, MultiWriter, TensorBoardWriter
+from flaxtrain.parallel import is_writer, peer_watch
+from flaxtrain.parallel.global_arrays import gathered, is_held_here
+from flaxtrain.parallel.processes import until_process_0_is_done
 
 if TYPE_CHECKING:
     from flaxtrain.loop.run import Run
@@ -211,21 +214,21 @@ class SaveEvery(Hook):
 
     def on_end(self, run: Run) -> None:
         """Saves the last state."""
-        if run.error is None or isinstance(run.error, NonFiniteError):
-            # All processes end so: none of them reports it before the state is on the disk.
-            with parallel.until_process_0_is_done("the last state"):
+        if run.ends_everywhere:
+            # None of them reports why before the state is on the disk.
+            with until_process_0_is_done("the last state"):
                 self._save(run)
         # To put it together takes all processes, and the others may know of no error.
-        elif parallel.is_held_here(run.state):
-            parallel.heartbeat().failing()
+        elif is_held_here(run.state):
+            peer_watch().failing()
             self._save(run)
 
     def _save(self, run: Run) -> None:
         assert self._target is not None
         meta, state = run.checkpoint_meta(), run.state
-        if not parallel.is_held_here(state):
-            state = parallel.gathered(state)
-        if not parallel.is_writer():
+        if not is_held_here(state):
+            state = gathered(state)
+        if not is_writer():
             return
         path = checkpoint.step_path(self._target, meta["step"])
         # Batches that were rejected since, or edited hyperparameters, are another state.

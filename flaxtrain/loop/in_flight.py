@@ -27,8 +27,8 @@ __all__ = [
 
 IN_FLIGHT = 8
 """Steps that may be dispatched and not yet finished. Unbounded dispatch aborts the process on a
-multi-device CPU, and hides how far the device is behind. One call may always be under way while
-the next one is prepared, however many steps it makes."""
+multi-device CPU, and hides how far the device is behind. Two calls always may be, however many
+steps they make: one that runs, and the next."""
 
 T = TypeVar("T")
 
@@ -39,9 +39,9 @@ class Bounded(Generic[T]):
     Example:
         >>> calls = Bounded()
         >>> [list(calls.add(name, steps=4)) for name in "abc"], calls.steps
-        ([[], [], ['a']], 8)
+        ([[], ['a'], ['b']], 4)
         >>> list(calls.add("d", steps=32)), list(calls.add("e", steps=32)), list(calls.rest())
-        (['b', 'c'], ['d'], ['e'])
+        (['c'], ['d'], ['e'])
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Bounded(Generic[T]):
         return (item for item, _ in self._held)
 
     def add(self, item: T, steps: int = 1) -> Iterator[T]:
-        """Adds a call just dispatched; yields those that are too many, to be waited for.
+        """Adds a call just dispatched; yields those to be waited for before another such one.
 
         Args:
             item: what can be waited for.
@@ -61,7 +61,7 @@ class Bounded(Generic[T]):
         """
         self._held.append((item, steps))
         self.steps += steps
-        return self._oldest(leave=1, at_most=IN_FLIGHT)
+        return self._oldest(leave=1, at_most=max(0, IN_FLIGHT - steps))
 
     def rest(self) -> Iterator[T]:
         """Yields all that are left."""
@@ -153,7 +153,7 @@ class InFlight(Bounded[DispatchedCall]):
         ...     if halted:
         ...         break
         >>> halted.number, number
-        (7, 15)
+        (7, 14)
     """
 
     def __init__(self) -> None:

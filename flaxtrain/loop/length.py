@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from flaxtrain.checks import check_integer
-from flaxtrain.data import Stream, rows_as_given
+from flaxtrain.data import Stream
+from flaxtrain.data.local_rows import rows_as_given
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, DataError
 from flaxtrain.spec import AccumulateBatches

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flaxtrain.loop.window import Report, Status, TrainProgram
+from flaxtrain.loop.step_programs import TrainProgram
+from flaxtrain.loop.window import Report, Status
+from flaxtrain.parallel.engine import Engine
 from flaxtrain.typing import Array
 
 __all__ = ["LogPoints"]
@@ -19,14 +21,17 @@ class LogPoints:
 
     Args:
         first_step: number of updates before the first step.
+        engine: where the steps run.
 
     Attributes:
         window: the metrics since the last log point; None before the first step of a phase.
     """
 
-    def __init__(self, first_step: int) -> None:
+    def __init__(self, first_step: int, engine: Engine) -> None:
         self.window: Any = None
-        self._closed_at = jnp.asarray(first_step, jnp.int32)
+        # Placed as those that follow, which lie elsewhere for the compiler if they don't.
+        self._closed_at = engine.place_state(jnp.asarray(first_step, jnp.int32))
+        self._closed_behind: int | None = None
         self._pending: deque[tuple[int, Report]] = deque()
         self._skipped = 0
 
@@ -38,8 +43,9 @@ class LogPoints:
             batches: number of batches in the run so far.
             status: where the device is after the last one; None before the first step.
         """
-        if self.window is None or status is None:
+        if self.window is None or status is None or batches == self._closed_behind:
             return
+        self._closed_behind = batches
         values, weighted, self.window, self._closed_at = program.finish(
             self.window, status, self._closed_at
         )

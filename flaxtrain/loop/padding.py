@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from flaxtrain.data import HostBatch, LocalRows, Stream
+from flaxtrain.data import HostBatch, Stream
 from flaxtrain.data.alignment import AlignedStream
+from flaxtrain.data.local_rows import LocalRows
 from flaxtrain.errors import FlaxtrainError
 from flaxtrain.text import counted
 from flaxtrain.train import Recipe
@@ -27,13 +28,15 @@ def _refusal(problem: FlaxtrainError, stream: Stream) -> FlaxtrainError:
     source = stream.source if isinstance(stream, LocalRows) else stream
     if not isinstance(source, AlignedStream):
         return problem
-    multiple = source.multiple * source.parts
-    parts = (
-        f", {counted(source.parts, 'microbatch', 'microbatches')}" if source.parts > 1 else ""
+    multiple = source.multiple * source.microbatches
+    microbatches = (
+        f", {counted(source.microbatches, 'microbatch', 'microbatches')}"
+        if source.microbatches > 1
+        else ""
     )
     return type(problem)(
         f"batches of {source.source.rows} rows do not divide among {source.multiple} devices"
-        f"{parts}, and they can't be padded: {problem.found}",
+        f"{microbatches}, and they can't be padded: {problem.found}",
         where=problem.where,
         fix=f"pass batches of a multiple of {multiple} rows; or {problem.fix}",
         details=problem.details,

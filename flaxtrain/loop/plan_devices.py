@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 
-from flaxtrain.data import Stream, rows_as_given
+from flaxtrain.data import Stream
+from flaxtrain.data.local_rows import rows_as_given
 from flaxtrain.loop.plan_parts import memory_by_kind
-from flaxtrain.loop.steps_per_call import ONE_STEP, Calls, StepsPerCall
-from flaxtrain.parallel import Devices, Layout, Sharding
+from flaxtrain.loop.steps_per_call import ONE_STEP, CallForm, StepsPerCall
+from flaxtrain.parallel import Layout, Sharding
+from flaxtrain.parallel.devices import Devices
+from flaxtrain.parallel.layout.table import on_one_device
 from flaxtrain.text import counted, listed, readable_bytes
 from flaxtrain.train import Recipe
-from flaxtrain.typing import PyTree
 
 __all__ = ["ONE_STEP_ON_ONE_DEVICE", "PlannedDevices", "planned_devices"]
 
@@ -35,8 +36,8 @@ class PlannedDevices:
         padding: rows of a batch that are there so that it divides, on all devices together.
         memory: bytes that one device holds of the state in the first phase, by the kinds of
             `Plan.memory`.
-        kept: why parameters stay whole, or their slots, though the sharding splits: to each
-            reason the names of the parameters.
+        left_whole: why parameters stay whole, or their slots, though the sharding splits: to
+            each reason the names of the parameters.
     """
 
     mesh: Mapping[str, int] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class PlannedDevices:
     rows: int = 0
     padding: int = 0
     memory: Mapping[str, int] = field(default_factory=dict)
-    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_whole: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields words, and the lines behind them; nothing where there is nothing to say."""
@@ -61,7 +62,7 @@ class PlannedDevices:
                 "left whole",
                 f"{counted(len(names), 'parameter')} ({listed(names, shown=3)}): {why}",
             )
-            for why, names in self.kept.items()
+            for why, names in self.left_whole.items()
         )
         if self.steps_per_call != 1:
             yield "calls", self._calls_line()
@@ -110,10 +111,11 @@ def planned_devices(
         return PlannedDevices(steps_per_call=steps, unrolled=unrolled)
     layout = Layout(devices.mesh, devices.sharding, recipe.facts)
     recipe = recipe.at(0)
-    local = on_one_device(layout, jax.eval_shape(recipe.init))
-    kept: dict[str, tuple[str, ...]] = {}
-    for path, why in layout.kept.items():
-        kept[why] = (*kept.get(why, ()), recipe.facts[path].name)
+    state = jax.eval_shape(recipe.init)
+    local = on_one_device(state, layout.state(state))
+    left_whole: dict[str, tuple[str, ...]] = {}
+    for path, why in layout.left_whole.items():
+        left_whole[why] = (*left_whole.get(why, ()), recipe.facts[path].name)
     return PlannedDevices(
         mesh=dict(devices.mesh.shape),
         kind=devices.mesh.devices.flat[0].device_kind,
@@ -125,31 +127,17 @@ def planned_devices(
         rows=stream.rows // devices.multiple,
         padding=stream.rows - rows_as_given(stream),
         memory=memory_by_kind(recipe, local),
-        kept=kept,
+        left_whole=left_whole,
     )
 
 
-def _calls(calls: StepsPerCall, recipe: Recipe) -> Calls:
+def _calls(calls: StepsPerCall, recipe: Recipe) -> CallForm:
     """Returns the calls, without deciding anything for `fit`; of 0 steps if they are timed."""
-    if calls.calls is not None:
-        return calls.calls
+    if calls.call_form is not None:
+        return calls.call_form
     if isinstance(calls.asked, str):
-        return Calls(0, ONE_STEP.form)
-    return Calls.of(calls.asked, recipe)
-
-
-def on_one_device(layout: Layout, state: Any) -> PyTree:
-    """Returns the shapes of what one device holds of a state.
-
-    Args:
-        layout: where it lies.
-        state: shapes and dtypes of a state.
-    """
-
-    def part(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
-
-    return jax.tree.map(part, state, layout.state(state))
+        return CallForm(0, ONE_STEP.form)
+    return CallForm.of(calls.asked, recipe)
 
 
 def _sharding_text(sharding: Sharding) -> str:

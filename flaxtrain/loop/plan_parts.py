@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.durations import Horizon
@@ -16,7 +15,7 @@ from flaxtrain.params import Facts, layers
 from flaxtrain.spec import AssignedGroup, AssignedParam, Assignment
 from flaxtrain.spec.applied import rates_of
 from flaxtrain.train import Recipe
-from flaxtrain.tree import Path, key_of, path_name, split
+from flaxtrain.tree import Path, key_of, nbytes, path_name, split
 
 __all__ = ["PlannedGroup", "PlannedLayer", "PlannedPhase"]
 
@@ -187,13 +186,13 @@ def _slots(recipe: Recipe, state: Any) -> list[int]:
     """
     phases = recipe.assignment.phases
     if len(phases) == 1:
-        return [bytes_of(state.opt_state)]
+        return [nbytes(state.opt_state)]
     chosen = frozenset[Path]().union(*(phase.with_slots for phase in phases))
     exact = jax.eval_shape(recipe.rounding.exact, split(state.params, chosen)[0], {})
     everything = jax.eval_shape(recipe.tx.init, exact)
     of: Counter[Path] = Counter()
     for keys, leaf in jax.tree_util.tree_leaves_with_path(everything):
-        of[_parameter_in(tuple(map(key_of, keys)), chosen)] += bytes_of(leaf)
+        of[_parameter_in(tuple(map(key_of, keys)), chosen)] += nbytes(leaf)
     return [of[()] + sum(of[path] for path in phase.with_slots) for phase in phases]
 
 
@@ -275,13 +274,4 @@ def memory_by_kind(recipe: Recipe, state: Any) -> dict[str, int]:
         **({"average": state.ema} if recipe.spec.ema is not None else {}),
         "total": state,
     }
-    return {kind: bytes_of(tree) for kind, tree in kinds.items()}
-
-
-def bytes_of(tree: Any) -> int:
-    """Returns the memory that a tree of arrays takes; keys of random streams don't count."""
-    return sum(
-        leaf.size * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-    )
+    return {kind: nbytes(tree) for kind, tree in kinds.items()}

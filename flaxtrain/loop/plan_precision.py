@@ -16,7 +16,7 @@ from flaxtrain.precision import NEAREST, is_16_bits, rounding_rule, short_name
 from flaxtrain.spec import Assignment
 from flaxtrain.text import counted, listed, readable_bytes
 from flaxtrain.train import PolicyCasts, Recipe, train_step
-from flaxtrain.tree import Path, path_name
+from flaxtrain.tree import Path, nbytes, path_name
 
 __all__ = ["PlannedDtypes", "planned_dtypes", "precision_warnings"]
 
@@ -76,8 +76,7 @@ def planned_dtypes(recipe: Recipe, state: Any) -> PlannedDtypes:
     stored: dict[str, tuple[int, int]] = {}
     for leaf in jax.tree.leaves(state.params):
         count, size = stored.get(leaf.dtype.name, (0, 0))
-        stored[leaf.dtype.name] = (count + 1, size + leaf.size * leaf.dtype.itemsize)
-    carried = jax.tree.leaves(state.rounding_carry)
+        stored[leaf.dtype.name] = (count + 1, size + nbytes(leaf))
     casts = recipe.casts
     short = _trained_in_16_bits(recipe.assignment, recipe)
     is_cast = isinstance(casts, PolicyCasts)
@@ -88,7 +87,7 @@ def planned_dtypes(recipe: Recipe, state: Any) -> PlannedDtypes:
         own=own,
         output=jnp.dtype(casts.precision.main.output).name if is_cast else "",
         update=casts.precision.update if short else "",
-        carry=sum(leaf.size * leaf.dtype.itemsize for leaf in carried),
+        carry=nbytes(state.rounding_carry),
     )
 
 

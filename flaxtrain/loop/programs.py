@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from flaxtrain.loop.batch_stats import statistics_program
+from flaxtrain.loop.step_programs import EvalProgram, TrainProgram, seeing_all
 from flaxtrain.loop.steps_per_call import StepsPerCall
-from flaxtrain.loop.window import EvalProgram, TrainProgram, seeing_all
-from flaxtrain.parallel import ONE_DEVICE, Compiled, Engine
+from flaxtrain.parallel.compile import Compiled
+from flaxtrain.parallel.engine import ONE_DEVICE, Engine
 from flaxtrain.train import Recipe, predict_step
 
 __all__ = ["Programs"]
@@ -66,7 +67,7 @@ class Programs:
     def predict(self, recipe: Recipe) -> Compiled:
         """Returns the function from state and batch to the model's output."""
         if self._predict is None:
-            recipe = seeing_all(self.engine, recipe)
+            recipe = seeing_all(recipe, self.engine)
             self._predict = self.engine.compiled_rows(
                 lambda state, batch: predict_step(recipe, state, batch)
             )

@@ -10,12 +10,14 @@ import jax
 
 from flaxtrain import checkpoint
 from flaxtrain.checkpoint import CHECKPOINTS
-from flaxtrain.data import Stream, as_given
+from flaxtrain.data import Stream
+from flaxtrain.data.local_rows import as_given
 from flaxtrain.errors import CheckpointError
 from flaxtrain.loop.plan import spec_data
 from flaxtrain.loop.recorded import Change, Recorded
-from flaxtrain.loop.steps_per_call import Calls
-from flaxtrain.parallel import ONE_DEVICE, Engine, barrier, is_writer
+from flaxtrain.loop.steps_per_call import CallForm
+from flaxtrain.parallel import barrier, is_writer
+from flaxtrain.parallel.engine import ONE_DEVICE, Engine
 from flaxtrain.params import Restore, join_adapters, split_adapters
 from flaxtrain.precision import UNSCALED, Precision, rounding_rule
 from flaxtrain.spec import AccumulateBatches, Lookahead, OptSpec, OptState
@@ -97,14 +99,14 @@ class Start(NamedTuple):
         state: the state.
         notes: what was decided, as sentences.
         texts: tables about it, by name.
-        calls: how many steps its calls made; None where that is not known.
+        call_form: how many steps its calls made; None where that is not known.
     """
 
     recipe: Recipe
     state: TrainState
     notes: list[str]
     texts: dict[str, str]
-    calls: Calls | None = None
+    call_form: CallForm | None = None
 
 
 def begin(
@@ -140,7 +142,7 @@ def begin(
     if found is None:
         return _first(recipe, seed, init_from, engine)
     meta = checkpoint.read_meta(found)
-    changes = _changes(meta, recipe, found)
+    changes, call_form = _changes(meta, recipe, found), CallForm.read(meta, where=str(found))
     notes = [
         f"continuing the run in {workdir}, checkpoint {found.name}",
         *_spec_notes(meta, recipe, changes["adapters"], found),
@@ -166,8 +168,8 @@ def begin(
     state = checkpoint.restore(found, like=like, from_like=(), if_present=left)
     if not goes_on:
         state = state.replace(ema=recipe.begin_average(state.exact_params, state.collections))
-    state = engine.put(state.resumable())
-    return Start(recipe, state, notes + told, {}, Calls.read(meta))
+    state = engine.place_state(state.resumable())
+    return Start(recipe, state, notes + told, {}, call_form)
 
 
 def _spec_notes(
@@ -274,7 +276,7 @@ def _devices_notes(before: str, now: str) -> list[str]:
 
 def _first(recipe: Recipe, seed: int, init_from: Restore | None, engine: Engine) -> Start:
     if init_from is None:
-        return Start(recipe, engine.made(lambda: recipe.init(seed)), [], {})
+        return Start(recipe, engine.make_state(lambda: recipe.init(seed)), [], {})
     params, collections, rng = recipe.initial(seed)
     base, own = params, {}
     if recipe.adapters is not None:
@@ -286,4 +288,4 @@ def _first(recipe: Recipe, seed: int, init_from: Restore | None, engine: Engine)
         params = join_adapters(params, own)
     state = recipe.state(params, restored, rng)
     table = {"restore": report.markdown()}
-    return Start(recipe, engine.put(state), [report.summary], table)
+    return Start(recipe, engine.place_state(state), [report.summary], table)

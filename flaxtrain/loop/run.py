@@ -13,7 +13,7 @@ import jax
 from flaxtrain.checkpoint import CHECKPOINTS
 from flaxtrain.data import Stream
 from flaxtrain.durations import Horizon
-from flaxtrain.errors import StateError
+from flaxtrain.errors import NonFiniteError, StateError
 from flaxtrain.loop.feature_cache import NoCache
 from flaxtrain.loop.hooks import Hook
 from flaxtrain.loop.interrupt import DeferredInterrupt
@@ -24,9 +24,9 @@ from flaxtrain.loop.plan import parameter_table, spec_text
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import checkpoint_meta
 from flaxtrain.loop.several_processes import agree_on_the_end
+from flaxtrain.loop.step_programs import TrainProgram
 from flaxtrain.loop.stepping import Stepping
 from flaxtrain.loop.steps_per_call import StepsPerCall
-from flaxtrain.loop.window import TrainProgram
 from flaxtrain.params import Table
 from flaxtrain.train import Recipe, TrainState
 
@@ -91,6 +91,7 @@ class Run(Stepping):
         self.announcements = (*announcements, *begun_updates(total, recipe.spec.accumulation))
         self.error: BaseException | None = None
         self._first_batch, self._evaluate = self.batches, evaluate
+        self._agreed = False
 
     # What hooks may do.
 
@@ -102,10 +103,19 @@ class Run(Stepping):
     @property
     def at_end(self) -> bool:
         """Whether the step just dispatched is known to be the last one."""
-        return self._reason is not None or self.batches == self.total
+        stopped = self._reason is not None and self._watch.alone
+        return stopped or self.batches == self.total
+
+    @property
+    def ends_everywhere(self) -> bool:
+        """Whether all processes end the run after the same batch, and for the same reason."""
+        return self._agreed or self.error is None or isinstance(self.error, NonFiniteError)
 
     def stop(self, reason: str) -> None:
-        """Ends the run after the current step; `reason` goes into the result."""
+        """Ends the run after the current step; `reason` goes into the result.
+
+        Of several processes one is enough: all end after the same batch, a few steps later.
+        """
         self._reason = self._reason or reason
 
     def evaluate(self, ds: Any, batch_size: int | None = None) -> dict[str, float]:
@@ -171,7 +181,8 @@ class Run(Stepping):
         Raises:
             NonFiniteError: loss or gradient became NaN or infinite and the spec says `"raise"`,
                 or too many steps in a row were rejected.
-            KeyboardInterrupt: Ctrl-C, once the step in progress is done and the state is saved.
+            KeyboardInterrupt: Ctrl-C, once the step in progress is done and the state is saved;
+                in one process, or in another one.
         """
         began = time.monotonic()
         started: list[Hook] = []
@@ -186,9 +197,7 @@ class Run(Stepping):
                 started.append(hook)
             self._steps(interrupt)
             self._settle()
-            if interrupt.requested:
-                raise KeyboardInterrupt
-            agree_on_the_end(self.batches, self._reason)
+            self._end_with_others(interrupt)
             for hook in self._hooks:
                 hook.on_last_step(self)
         except BaseException as error:
@@ -199,6 +208,13 @@ class Run(Stepping):
             self._finish(started)
         timings, history = self._timings(time.monotonic() - began), self.history
         return FitResult(self.state, history, timings, self._reason or "finished")
+
+    def _end_with_others(self, interrupt: DeferredInterrupt) -> None:
+        """Ends the steps; by Ctrl-C in any process, with an error in all of them."""
+        self._reason, error = agree_on_the_end(self.batches, self._reason, interrupt.requested)
+        if error is not None:
+            self._agreed = True
+            raise error
 
     def _lift_latch(self, error: BaseException) -> None:
         """Makes the state one to go on from, where a bad step has halted the run."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxtrain.loop.steps_per_call import Calls
+from flaxtrain.loop.steps_per_call import CallForm
 from flaxtrain.train import TrainState
 from flaxtrain.tree import where
 from flaxtrain.typing import Array
@@ -39,12 +39,12 @@ class StepParts(NamedTuple):
     status: Callable[[TrainState], Array]
 
 
-def several_steps(parts: StepParts, calls: Calls) -> Callable[..., Found]:
-    """Returns the function that makes up to `calls.steps` steps.
+def several_steps(parts: StepParts, call_form: CallForm) -> Callable[..., Found]:
+    """Returns the function that makes up to `call_form.steps` steps.
 
     Args:
         parts: what one step is made of.
-        calls: how many there are, and in what form.
+        call_form: how many there are, and in what form.
 
     Returns:
         A function of state, window, batches and masks (leaves `[steps, rows, ...]`, masks may
@@ -52,8 +52,8 @@ def several_steps(parts: StepParts, calls: Calls) -> Callable[..., Found]:
         batch to be used, and the one behind the last. It returns state and window, the status
         after the last step, and the statuses after each, `[steps, fields]`.
     """
-    form = _looped if calls.form == "loop" else _unrolled
-    return partial(form, parts, calls.steps)
+    form = _looped if call_form.form == "loop" else _unrolled
+    return partial(form, parts, call_form.steps)
 
 
 class _Carry(NamedTuple):

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.checks import check_integer
-from flaxtrain.data import HostBatch, Stream, batch_as_given, prefetch
+from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.data.local_rows import batch_as_given
 from flaxtrain.errors import NonFiniteError
-from flaxtrain.loop.bad_steps import bad_step_error
+from flaxtrain.loop.bad_steps import bad_step_error, for_diagnosis
 from flaxtrain.loop.blocks import Block, Blocks, Call, OneStep, SeveralSteps
 from flaxtrain.loop.feature_cache import NoCache
 from flaxtrain.loop.hooks import Hook
@@ -25,11 +26,14 @@ from flaxtrain.loop.log_points import LogPoints
 from flaxtrain.loop.padding import checked_mask, has_masks
 from flaxtrain.loop.passes import Passes
 from flaxtrain.loop.result import History
-from flaxtrain.loop.steps_per_call import ONE_STEP, StepsPerCall, StepTimes, best_calls
-from flaxtrain.loop.window import TrainProgram
+from flaxtrain.loop.several_processes import wait_for_all
+from flaxtrain.loop.step_programs import TrainProgram
+from flaxtrain.loop.steps_per_call import ONE_STEP, StepsPerCall, StepTimes, best_call_form
 from flaxtrain.monitor import Throughput
-from flaxtrain.parallel import heartbeat, of_process_0
+from flaxtrain.parallel import peer_watch
+from flaxtrain.parallel.processes import of_process_0
 from flaxtrain.train import Recipe, TrainState
+from flaxtrain.tree import nbytes
 from flaxtrain.typing import Array
 
 __all__ = ["Stepping"]
@@ -77,11 +81,14 @@ class Stepping:
         self._cache, self._program = cache, program(recipe)
         self._known_step, self._known_batches = self.first_step, self.batches
         self._reason: str | None = None
-        self._in_flight, self._log_points = InFlight(), LogPoints(self.first_step)
+        self._in_flight = InFlight()
+        self._log_points = LogPoints(self.first_step, self._program.engine)
         self._status: Array | None = None
         self._last = jnp.asarray(-1 if total is None else total, jnp.int32)
         self._steps_per_call = steps_per_call
-        self._times, self._heartbeat = StepTimes(), heartbeat()
+        self._batches_per_update = recipe.spec.accumulation.count
+        self._times, self._watch = StepTimes(), peer_watch()
+        self._watch.progress(self.batches)
         # Kinds of calls that were made before, and the batches of the first one of each.
         self._compiled: dict[type[Call], int] = {}
         self._seconds = {"compile": 0.0, "evaluate": 0.0}
@@ -98,7 +105,7 @@ class Stepping:
             self.throughput.step(call.examples, call.steps)
             for hook in self._hooks:
                 hook.on_step(self._whole)
-            if self._reason or interrupt.requested:
+            if self._watch.ends(self.batches, bool(self._reason) or interrupt.requested):
                 break
         self._close_window()
 
@@ -134,7 +141,7 @@ class Stepping:
     def _place(self, unit: HostBatch | Block) -> HostBatch | Block:
         if isinstance(unit, HostBatch):
             return self._program.step.place(unit)
-        return replace(unit, batch=self._program.block(unit.calls).place(unit.batch))
+        return replace(unit, batch=self._program.block(unit.call_form).place(unit.batch))
 
     def _cadences(self) -> list[tuple[str, int]]:
         """Returns the numbers of batches at which calls end, and what asks for each.
@@ -157,7 +164,7 @@ class Stepping:
         if stop is None:
             return sys.maxsize
         updates = stop - self._known_step - 1
-        earliest = self._known_batches + updates * self.recipe.spec.accumulation.count + 1
+        earliest = self._known_batches + updates * self._batches_per_update + 1
         return max(1, earliest - self.batches)
 
     # One call.
@@ -171,7 +178,7 @@ class Stepping:
                 self._make(call)
                 jax.block_until_ready(self._status)
             self._seconds["compile"] += time.monotonic() - began
-        elif self._steps_per_call.calls is None:
+        elif self._steps_per_call.call_form is None:
             began = time.perf_counter()
             self._make(call)
             jax.block_until_ready(self._status)
@@ -182,10 +189,10 @@ class Stepping:
 
     def _choose(self, call: Call) -> None:
         """Settles how many steps a call makes from here on, and says so."""
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.shapes))
+        size = nbytes(call.shapes)
         seconds = of_process_0(self._times.seconds)
-        calls, said = best_calls(seconds, size, self._cadences(), self.recipe)
-        self._steps_per_call.calls = self._blocks.calls = calls
+        call_form, said = best_call_form(seconds, size, self._cadences(), self.recipe)
+        self._steps_per_call.call_form = self._blocks.call_form = call_form
         self.announcements += (said,)
         for hook in self._hooks:
             hook.on_note(self._whole, said)
@@ -194,6 +201,7 @@ class Stepping:
         points = self._log_points
         if points.window is None:
             points.window = self._program.empty_window(self.state, *call.shapes)
+        self._watch.progress(self.batches + call.steps)  # the dispatch may wait for the others
         self.state, points.window, self._status, found = call.make(
             self._program, self.state, points.window, self._last
         )
@@ -201,7 +209,6 @@ class Stepping:
         places = [self._passes.place() for _ in range(call.steps)]
         dispatched = call.record(self.batches, places, found)
         self.batches += call.steps
-        self._heartbeat.progress(self.batches)
         if (halted := self._in_flight.dispatched(dispatched, call.steps)) is not None:
             raise self._error(halted)
         if self.batches % self._program.log_every == 0:
@@ -215,10 +222,11 @@ class Stepping:
     def _may_be_next_phase(self) -> bool:
         """Whether enough batches were dispatched since the step was last read; no waiting."""
         stop = self.recipe.phase.stop
-        count = self.recipe.spec.accumulation.count
+        if stop is None:
+            return False
         # Rounded up: an update may have been begun before the step was read.
-        at_most = self._known_step - (self._known_batches - self.batches) // count
-        return stop is not None and at_most >= stop
+        begun = -((self._known_batches - self.batches) // self._batches_per_update)
+        return self._known_step + begun >= stop
 
     def _change_phase(self) -> None:
         """Waits for the step in progress, and enters the next phase if it has begun.
@@ -233,7 +241,7 @@ class Stepping:
         self._close_window()
         self._settle()
         with self.throughput.pause():
-            self.state = self._program.engine.put(recipe.enter(self.state))
+            self.state = self._program.engine.place_state(recipe.enter(self.state))
             self._cache.drop()
             self.recipe, self._program = recipe, self._program_of(recipe)
             self._log_points.window = None
@@ -258,7 +266,7 @@ class Stepping:
         """Returns the speed since the last log point; a step is an optimizer update."""
         rates = self.throughput.window()
         if "steps_per_sec" in rates:
-            rates["steps_per_sec"] /= self.recipe.spec.accumulation.count
+            rates["steps_per_sec"] /= self._batches_per_update
         return rates
 
     def _settle(self) -> None:
@@ -276,11 +284,14 @@ class Stepping:
         except Exception as failure:  # of a hook: the report must not be lost for it
             note = f"and at the log point before it: {failure!r}"
         with self.throughput.pause():
-            engine, parts = self._program.engine, self.recipe.spec.accumulation.microbatches
-            whole = engine.whole((step.data, step.mask), parts=parts)
+            engine, count = self._program.engine, self.recipe.spec.accumulation.microbatches
+            whole = engine.as_rows((step.data, step.mask), microbatches=count)
             data, mask = batch_as_given(self.stream, *whole)
-            step, state = step._replace(data=data, mask=mask), engine.local(self.state)
+            step = step._replace(data=data, mask=mask)
+            state = engine.readable(for_diagnosis(self.state))
             error = bad_step_error(self.recipe, state, self.stream, step, self.workdir)
+            wait_for_all()  # the first one to raise it would end those that still look
+        self._watch.failing()
         if note is not None:
             error.add_note(note)
         return error

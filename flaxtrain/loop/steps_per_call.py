@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from flaxtrain.checks import check_choice, check_integer
-from flaxtrain.errors import ArgumentError
+from flaxtrain.errors import ArgumentError, CheckpointError
 from flaxtrain.text import listed, readable_bytes
 from flaxtrain.train import Recipe
 
 __all__ = [
     "LONGEST_UNROLLED",
     "ONE_STEP",
-    "Calls",
+    "CallForm",
     "StepTimes",
     "StepsPerCall",
-    "best_calls",
+    "best_call_form",
     "check_steps_per_call",
     "next_stop",
 ]
@@ -47,7 +47,7 @@ _CHOSEN = "steps_per_call='auto' has chosen"
 
 
 @dataclass(frozen=True)
-class Calls:
+class CallForm:
     """How many steps a call makes, and how the program has them.
 
     Args:
@@ -60,7 +60,7 @@ class Calls:
     form: Literal["single", "loop", "unrolled"]
 
     @classmethod
-    def of(cls, steps: int, recipe: Recipe) -> Calls:
+    def of(cls, steps: int, recipe: Recipe) -> CallForm:
         """Returns calls of so many steps in the form that suits a model.
 
         Raises:
@@ -80,17 +80,44 @@ class Calls:
         return cls(steps, "unrolled")
 
     @classmethod
-    def read(cls, meta: Mapping[str, Any]) -> Calls | None:
-        """Returns what a checkpoint says; None where it doesn't say it."""
+    def read(cls, meta: Mapping[str, Any], *, where: str) -> CallForm | None:
+        """Returns what a checkpoint says; None where it doesn't say it.
+
+        Args:
+            meta: what the checkpoint says.
+            where: the checkpoint, for messages.
+
+        Raises:
+            CheckpointError: it is said in another form than `as_meta` has.
+
+        Example:
+            >>> CallForm.read({"steps_per_call": {"steps": 8, "form": "loop"}}, where="step 3")
+            CallForm(steps=8, form='loop')
+        """
         said = meta.get(_NAME)
-        return None if said is None else cls(**said)
+        match said:
+            case None:
+                return None
+            case {"steps": bool()}:
+                pass
+            case {"steps": 1, "form": "single"} if len(said) == 2:
+                return ONE_STEP
+            case {"steps": int(steps), "form": "loop" | "unrolled" as form} if len(said) == 2:
+                if steps > 0:
+                    return cls(steps, form)
+        raise CheckpointError(
+            f"what the checkpoint says of {_NAME} can't be read: {said!r}",
+            where=where,
+            fix="use the version of flaxtrain that it was written with, or another workdir; "
+            f"a loop of 8 steps is {cls(8, 'loop').as_meta()}",
+        )
 
     def as_meta(self) -> dict[str, Any]:
         """Returns it as JSON data."""
         return asdict(self)
 
 
-ONE_STEP = Calls(1, "single")
+ONE_STEP = CallForm(1, "single")
 """One step per call."""
 
 
@@ -122,22 +149,22 @@ class StepsPerCall:
         asked: a number of steps, or `"auto"`.
 
     Attributes:
-        calls: what was settled on; None until `"auto"` has chosen.
+        call_form: what was settled on; None until `"auto"` has chosen.
     """
 
     def __init__(self, asked: int | str = 1) -> None:
         self.asked = asked
-        self.calls: Calls | None = None
+        self.call_form: CallForm | None = None
 
     def forget(self) -> None:
         """Drops what was settled on: the next run is of another model."""
-        self.calls = None
+        self.call_form = None
 
     def as_meta(self) -> dict[str, Any]:
         """Returns what a checkpoint says about it, as JSON data; nothing while undecided."""
-        return {} if self.calls is None else {_NAME: self.calls.as_meta()}
+        return {} if self.call_form is None else {_NAME: self.call_form.as_meta()}
 
-    def resume(self, before: Calls | None) -> list[str]:
+    def resume(self, before: CallForm | None) -> list[str]:
         """Takes over what a run was made with that is continued; returns what is to be said.
 
         Args:
@@ -146,7 +173,7 @@ class StepsPerCall:
         if before is None:
             return []
         if self.asked in (AUTO, before.steps):
-            self.calls = before
+            self.call_form = before
             said = f"{_CHOSEN} {before.steps}: the run in the workdir has it"
             return [said] if self.asked == AUTO else []
         return [
@@ -154,15 +181,15 @@ class StepsPerCall:
             "rounding, not bit for bit"
         ]
 
-    def settled(self, recipe: Recipe) -> Calls | None:
+    def settled(self, recipe: Recipe) -> CallForm | None:
         """Returns what a run is to be made with; None: it has to be timed.
 
         Raises:
             ArgumentError: there are too many steps for a model with convolutions.
         """
-        if self.calls is None and not isinstance(self.asked, str):
-            self.calls = Calls.of(self.asked, recipe)
-        return self.calls
+        if self.call_form is None and not isinstance(self.asked, str):
+            self.call_form = CallForm.of(self.asked, recipe)
+        return self.call_form
 
 
 class StepTimes:
@@ -182,9 +209,9 @@ class StepTimes:
         return statistics.median(self._seconds)
 
 
-def best_calls(
+def best_call_form(
     seconds: float, nbytes: int, cadences: Sequence[tuple[str, int]], recipe: Recipe
-) -> tuple[Calls, str]:
+) -> tuple[CallForm, str]:
     """Chooses the calls of a run, and returns a sentence about the choice.
 
     Args:
@@ -196,16 +223,24 @@ def best_calls(
     step = f"a step takes {seconds * 1e3:.2g} ms"
     if seconds > _STEP_SECONDS:
         return ONE_STEP, f"{_CHOSEN} 1: {step}, beside which a call costs next to nothing"
+    size = f"a batch {readable_bytes(nbytes)}"
     most = min(int(_CALL_SECONDS / max(seconds, 1e-9)), _CALL_BYTES // max(nbytes, 1))
+    if most < 2:
+        limit = readable_bytes(_CALL_BYTES)
+        return ONE_STEP, f"{_CHOSEN} 1: {size}, and those of a call are to take {limit} at most"
     if recipe.unroll:
         most = min(most, _CALL_UNROLLED)
     common = math.gcd(*(period for _, period in cadences))
-    steps = max(n for n in range(1, max(1, min(most, common)) + 1) if common % n == 0)
+    steps = max(n for n in range(1, min(most, common) + 1) if common % n == 0)
     every = listed([f"{name} {period}" for name, period in cadences])
-    calls = Calls.of(steps, recipe)
-    form = ", written out" if calls.form == "unrolled" else ""
-    size = f"a batch {readable_bytes(nbytes)}"
-    return calls, f"{_CHOSEN} {steps}{form}: {step}, {size}, and {steps} divides {every}"
+    if steps == 1:
+        return ONE_STEP, (
+            f"{_CHOSEN} 1: {step}, and no number from 2 to {most} divides {every}; make these "
+            "multiples of one number, or pass a number: a call then ends early at each of them"
+        )
+    call_form = CallForm.of(steps, recipe)
+    form = ", written out" if call_form.form == "unrolled" else ""
+    return call_form, f"{_CHOSEN} {steps}{form}: {step}, {size}, and {steps} divides {every}"
 
 
 def next_stop(number: int, cadences: Sequence[int]) -> int:

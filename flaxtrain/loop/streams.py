@@ -5,39 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from flaxtrain.data import (
-    ArrayBatches,
-    Stream,
-    aligned,
-    as_stream,
-    is_arrays,
-    is_whole,
-    local_rows_of,
-)
+from flaxtrain.data import ArrayBatches, Stream, as_stream, is_arrays
+from flaxtrain.data.alignment import aligned
+from flaxtrain.data.local_rows import is_whole, local_rows_of
 from flaxtrain.errors import ArgumentError
-from flaxtrain.parallel import Devices
+from flaxtrain.parallel.devices import Devices
 
 __all__ = ["on_devices", "shards_of_each", "stream_in_order", "training_stream"]
 
 
-def on_devices(stream: Stream, devices: Devices, parts: int = 1) -> Stream:
+def on_devices(stream: Stream, devices: Devices, microbatches: int = 1) -> Stream:
     """Returns a stream whose batches divide among the devices, with this process's rows.
 
     Args:
         stream: the data, as the user gave them.
         devices: what a batch is spread over.
-        parts: number of microbatches in a batch.
+        microbatches: number of microbatches in a batch.
 
     Raises:
         ArgumentError: each process has its own rows, and the mesh does not: `shards_of_each`.
     """
     if devices.processes == 1:
-        return aligned(stream, devices.multiple, parts)
+        return aligned(stream, devices.multiple, microbatches)
     if is_whole(stream):
         multiple = devices.multiple
     else:
         multiple = shards_of_each(devices.shards_by_process(), devices.processes)
-    stream = aligned(stream, multiple, parts)
+    stream = aligned(stream, multiple, microbatches)
     return local_rows_of(stream, devices.processes, devices.local_rows)
 
 

@@ -41,7 +41,8 @@ from flaxtrain.loop.run import Run
 from flaxtrain.loop.several_processes import agree_on_the_run
 from flaxtrain.loop.steps_per_call import check_steps_per_call
 from flaxtrain.loop.streams import on_devices, training_stream
-from flaxtrain.parallel import Devices, Sharding, heartbeat
+from flaxtrain.parallel import Sharding, peer_watch
+from flaxtrain.parallel.devices import Devices
 from flaxtrain.params import LoRA, Restore
 from flaxtrain.precision import LossScale, Policy, Precision
 from flaxtrain.spec import OptSpec
@@ -52,8 +53,8 @@ from flaxtrain.train import (
     Recipe,
     StepOptions,
     TrainState,
+    check_replicas,
     make_recipe,
-    with_replicas,
 )
 
 __all__ = ["Trainer"]
@@ -197,13 +198,12 @@ class Trainer(Debuggable, Evaluating):
             FlaxtrainError: something is wrong with the data, the loss or an argument; all of it
                 is found before the first step where it can be.
             NonFiniteError: the run diverged; `state` is the last good one.
-            KeyboardInterrupt: Ctrl-C; `state` is the one after the last step.
+            KeyboardInterrupt: Ctrl-C; `state` is the one after the last step. Of several
+                processes, all raise it after the same one.
         """
         call = FitCall(ds, steps, epochs, eval_ds, eval_every, batch_size, cache_frozen)
-        if debug is not None:
-            return debug_fit(debug, self, call)
-        with heartbeat().guard(self._flush):
-            return self._fit(call)
+        with peer_watch().guard(self._flush):
+            return self._fit(call) if debug is None else debug_fit(debug, self, call)
 
     def _fit(self, call: FitCall) -> FitResult:
         call.check()
@@ -252,7 +252,7 @@ class Trainer(Debuggable, Evaluating):
             steps_per_call=self._programs.steps_per_call,
         )
         try:
-            with DeferredInterrupt() as interrupt:
+            with DeferredInterrupt() as interrupt, peer_watch().run():
                 return run.drive(interrupt)
         finally:
             # A run that failed before its first step leaves no trace.
@@ -313,7 +313,7 @@ class Trainer(Debuggable, Evaluating):
         if recipe is not self.recipe:
             engine = self._devices.engine(recipe.facts)
             if engine.axis_name is not None:
-                with_replicas(recipe, AxisReplicas(engine.axis_name))  # refuses what can't be
+                check_replicas(recipe, AxisReplicas(engine.axis_name))
             if keep:
                 self.recipe = recipe
                 self._programs.forget(engine)
@@ -323,9 +323,9 @@ class Trainer(Debuggable, Evaluating):
         """Returns what the run begins with: the trainer's state, if it has one."""
         engine, calls = self._programs.engine, self._programs.steps_per_call
         if self.state is not None:
-            return Start(recipe, engine.put(self.state), [], {})
+            return Start(recipe, engine.place_state(self.state), [], {})
         start = begin(recipe, stream, self.seed, self.workdir, self.init_from, engine)
-        return start._replace(notes=start.notes + calls.resume(start.calls))
+        return start._replace(notes=start.notes + calls.resume(start.call_form))
 
     def _inferred(self, recipe: Recipe) -> list[str]:
         loss, notes = recipe.supervised, [*recipe.options.notes]

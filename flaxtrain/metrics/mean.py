@@ -15,12 +15,26 @@ import jax.numpy as jnp
 from flaxtrain.errors import LossError
 from flaxtrain.typing import Array, ArrayLike
 
-__all__ = ["Mean", "Terms"]
+__all__ = ["Mean", "Terms", "sum_dtype"]
 
 
-def _accumulation_dtype(dtype: Any) -> Any:
-    """Sums are formed in float32, or in float64 for float64 values."""
-    return jnp.promote_types(dtype, jnp.float32)
+def sum_dtype(values: Array, weight: Array | None = None) -> Any:
+    """Returns the dtype in which values are summed up: float32, or float64 for float64 ones.
+
+    Bools and integers have no precision of their own, and go by their weights.
+
+    Args:
+        values: any shape.
+        weight: their weights; None for none.
+
+    Example:
+        >>> print(sum_dtype(jnp.array(True)), sum_dtype(jnp.array(1.0, jnp.bfloat16)))
+        float32 float32
+    """
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    if weight is None or jnp.issubdtype(values.dtype, jnp.inexact):
+        return dtype
+    return jnp.promote_types(dtype, weight.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -61,11 +75,12 @@ class Mean:
             LossError: the shapes don't fit.
         """
         values = jnp.asarray(values)
-        dtype = _accumulation_dtype(values.dtype)
+        weight = None if weight is None else jnp.asarray(weight)
+        dtype = sum_dtype(values, weight)
         values = values.astype(dtype)
         if weight is None:
             return cls(jnp.sum(values), jnp.asarray(values.size, dtype), weighted=False)
-        weight = jnp.asarray(weight).astype(dtype)
+        weight = weight.astype(dtype)
         if weight.shape != values.shape[: weight.ndim]:
             raise LossError(
                 f"weight of shape {weight.shape} does not fit values of shape {values.shape}",
@@ -85,7 +100,7 @@ class Mean:
         It counts once per update, however many microbatches or devices there are.
         """
         value = jnp.asarray(value)
-        dtype = _accumulation_dtype(value.dtype)
+        dtype = sum_dtype(value)
         return cls(value.astype(dtype), jnp.ones((), dtype))
 
     @classmethod

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxtrain.errors import LossError
+from flaxtrain.metrics.mean import sum_dtype
 from flaxtrain.typing import Array, ArrayLike
 
 __all__ = ["Std"]
@@ -59,9 +60,10 @@ class Std:
             LossError: the shapes don't fit.
         """
         values = jnp.asarray(values)
-        dtype = jnp.promote_types(values.dtype, jnp.float32)
+        weight = None if weight is None else jnp.asarray(weight)
+        dtype = sum_dtype(values, weight)
         values = values.astype(dtype)
-        weight = jnp.ones((), dtype) if weight is None else jnp.asarray(weight).astype(dtype)
+        weight = jnp.ones((), dtype) if weight is None else weight.astype(dtype)
         if weight.shape != values.shape[: weight.ndim]:
             raise LossError(
                 f"weight of shape {weight.shape} does not fit values of shape {values.shape}",

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from flaxtrain.parallel.activations import keep_rows
 from flaxtrain.parallel.compile import Compiled, compiled
+from flaxtrain.parallel.engine import Engine
 from flaxtrain.parallel.global_arrays import gathered, global_batch
 from flaxtrain.parallel.layout import Layout
 from flaxtrain.parallel.mesh import batch_shards
@@ -23,12 +24,12 @@ T = TypeVar("T")
 
 
 @lru_cache(maxsize=64)
-def _moving(places: tuple[NamedSharding, ...]) -> Callable[[list[Any]], list[Any]]:
+def _moving(shardings: tuple[NamedSharding, ...]) -> Callable[[list[Any]], list[Any]]:
     """Returns what puts arrays in their places; made anew, it would be compiled anew."""
-    return jax.jit(lambda leaves: leaves, out_shardings=list(places))
+    return jax.jit(lambda leaves: leaves, out_shardings=list(shardings))
 
 
-class MeshEngine:
+class MeshEngine(Engine):
     """All devices of a mesh, under `jit`: XLA's partitioner finds the communication.
 
     See `Engine` for the members.
@@ -45,11 +46,6 @@ class MeshEngine:
         """The number of devices that a batch is spread over."""
         return batch_shards(self.layout.mesh)
 
-    @property
-    def axis_name(self) -> str | None:
-        """None: one program sees the whole batch."""
-        return None
-
     def spread(self, microbatches: T) -> T:
         """Spreads the rows of each microbatch over all devices.
 
@@ -65,15 +61,11 @@ class MeshEngine:
         """Keeps rows on their devices: parameters that are split come to them."""
         return keep_rows(self.layout, rngs)
 
-    def part(self, batch: T) -> T:
-        """Returns the batch."""
-        return batch
-
-    def whole(self, batch: T, *, parts: int) -> T:
+    def as_rows(self, batch: T, *, microbatches: int) -> T:
         """Returns the batch, of several processes on the host."""
-        return self.local(batch)
+        return self.readable(batch)
 
-    def local(self, tree: T) -> T:
+    def readable(self, tree: T) -> T:
         """Returns arrays that this process can read; where it is not alone, on the host."""
         return tree if jax.process_count() == 1 else gathered(tree)
 
@@ -82,22 +74,22 @@ class MeshEngine:
         axes = ", ".join(f"{name}={size}" for name, size in self.layout.mesh.shape.items())
         return f"{self.layout.sharding.kind} on a mesh {axes}"
 
-    def made(self, make: Callable[[], T]) -> T:
+    def make_state(self, make: Callable[[], T]) -> T:
         """Returns what `make` returns, made in its layout."""
         shardings = self.layout.state(jax.eval_shape(make))
         return jax.jit(make, out_shardings=shardings)()
 
-    def put(self, state: T) -> T:
+    def place_state(self, state: T) -> T:
         """Returns the state in its layout."""
         shardings = self.layout.state(state)
         if jax.process_count() == 1 or not jax.tree.leaves(state):
             return jax.device_put(state, shardings)
         leaves, structure = jax.tree.flatten(state)
-        places = jax.tree.leaves(shardings)
-        if [getattr(leaf, "sharding", None) for leaf in leaves] == places:
+        wanted = jax.tree.leaves(shardings)
+        if [getattr(leaf, "sharding", None) for leaf in leaves] == wanted:
             return state
         # What is on the host is the same in all processes; each takes what its devices hold.
-        return structure.unflatten(_moving(tuple(places))(leaves))
+        return structure.unflatten(_moving(tuple(wanted))(leaves))
 
     def _place(self, batch: T, *, stacked: bool = False) -> T:
         sharding = self.layout.batch(stacked=stacked)
@@ -127,7 +119,7 @@ class MeshEngine:
         donate: tuple[int, ...],
         rows: tuple[int, ...],
         *,
-        parts: int = 1,
+        microbatches: int = 1,
         stacked: bool = False,
     ) -> Compiled:
         """Returns the function compiled; XLA's partitioner does the rest."""

@@ -35,7 +35,7 @@ class PmapEngine(MeshEngine):
         """Returns the microbatches: each device has a part of every one."""
         return microbatches
 
-    def part(self, batch: T) -> T:
+    def seen_by_one(self, batch: T) -> T:
         """Returns the rows of the first device."""
         return jax.tree.map(lambda leaf: leaf[0], batch)
 
@@ -43,9 +43,9 @@ class PmapEngine(MeshEngine):
         """Returns the number of replicas."""
         return f"pmap over {self.multiple} devices"
 
-    def whole(self, batch: T, *, parts: int) -> T:
+    def as_rows(self, batch: T, *, microbatches: int) -> T:
         """Returns the rows of all devices, in their order."""
-        return joined_rows(batch, microbatches=parts)
+        return joined_rows(batch, microbatches=microbatches)
 
     def compiled_step(
         self,
@@ -53,11 +53,13 @@ class PmapEngine(MeshEngine):
         donate: tuple[int, ...],
         rows: tuple[int, ...],
         *,
-        parts: int = 1,
+        microbatches: int = 1,
         stacked: bool = False,
     ) -> Compiled:
         """Returns the function compiled to run on every device."""
-        place = partial(cut_rows, devices=self.multiple, microbatches=parts, stacked=stacked)
+        place = partial(
+            cut_rows, devices=self.multiple, microbatches=microbatches, stacked=stacked
+        )
         devices = self.layout.mesh.devices
         assert devices is not None  # an abstract mesh compiles nothing
         return pmapped(

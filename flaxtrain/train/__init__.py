@@ -17,7 +17,7 @@ from flaxtrain.train.recipe import Recipe
 from flaxtrain.train.recipe_making import make_recipe
 from flaxtrain.train.replay import BadModule
 from flaxtrain.train.replicas import AxisReplicas, OneProgram
-from flaxtrain.train.replicated import with_replicas
+from flaxtrain.train.replicated import check_replicas, with_replicas
 from flaxtrain.train.rows import Rows
 from flaxtrain.train.state import Counters, TrainState, eval_params, eval_state
 from flaxtrain.train.step import eval_step, predict_step, train_step
@@ -58,6 +58,7 @@ __all__ = [
     "call_arguments",
     "check_labels",
     "check_loss",
+    "check_replicas",
     "diagnose_step",
     "eval_params",
     "eval_state",

@@ -23,7 +23,7 @@ from flax.core import current_trace
 from flaxtrain.errors import ModelError
 from flaxtrain.params.intercept import MethodCall, intercepted_under_jit
 from flaxtrain.train.frozen_modules import FrozenModule, FrozenModules
-from flaxtrain.tree import Path, flatten, path_name
+from flaxtrain.tree import Path, flatten, nbytes, path_name
 from flaxtrain.typing import Key
 
 __all__ = [
@@ -111,7 +111,7 @@ class FrozenFeatures:
     @property
     def bytes_per_example(self) -> int:
         """Memory that the features of one example take."""
-        return sum(s.size // s.shape[0] * jnp.dtype(s.dtype).itemsize for s in self.shapes)
+        return sum(nbytes(shape) // shape.shape[0] for shape in self.shapes)
 
     def answers(self, features: Sequence[Any]) -> list[list[Any]]:
         """Returns what each call returns, for a microbatch too; what nobody reads is zeros."""

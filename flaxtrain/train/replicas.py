@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +32,28 @@ __all__ = ["ONE_PROGRAM", "AxisReplicas", "OneProgram", "Replicas"]
 T = TypeVar("T")
 
 
-@runtime_checkable
-class Replicas(Protocol):
-    """What a step asks of the replicas; `OneProgram` and `AxisReplicas`. A hashable value."""
+@dataclass(frozen=True)
+class Replicas:
+    """What a step asks of the replicas, and the answers where one program sees the whole batch.
+
+    A hashable value.
+
+    Example:
+        >>> ONE_PROGRAM.microbatches({"x": jnp.arange(4)}, 2)["x"].tolist()
+        [[0, 1], [2, 3]]
+    """
 
     def sum(self, tree: T) -> T:
         """Adds up arrays over all replicas."""
-        ...
+        return tree
 
     def any(self, found: Array) -> Array:
         """Returns whether a bool array is True on some replica."""
-        ...
+        return found
 
     def merged(self, metrics: T) -> T:
         """Merges a metric, or a mapping of metrics, over all replicas, in their order."""
-        ...
+        return metrics
 
     def same(self, tree: T) -> T:
         """Returns arrays that are the same on all replicas as they are.
@@ -54,11 +61,11 @@ class Replicas(Protocol):
         To differentiate a sum over replicas with respect to them gives the gradient of the sum
         on every replica.
         """
-        ...
+        return tree
 
     def key(self, key: Key) -> Key:
         """Returns the random key of this replica, from that of the batch."""
-        ...
+        return key
 
     def first_row(self, counts: Array) -> Callable[[Array], Array]:
         """Returns a function from `[rows, ...]` to `[1, ...]`: the first row that counts.
@@ -66,11 +73,11 @@ class Replicas(Protocol):
         Args:
             counts: bool `[rows]`.
         """
-        ...
+        return lambda leaf: _first_row(leaf, counts)
 
     def microbatches(self, tree: T, count: int) -> T:
         """Returns arrays `[rows, ...]` as `[count, rows / count, ...]`, in their order."""
-        ...
+        return _microbatches(tree, count)
 
     def statistics(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
         """Returns the context in which the model runs.
@@ -80,58 +87,25 @@ class Replicas(Protocol):
         Args:
             rngs: the random streams of the model; the context has streams to add to them.
         """
-        ...
+        return nullcontext({})
 
 
-def _as_it_is(tree: Any) -> Any:
-    return tree
-
-
-def _nothing(rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
-    return nullcontext({})
+ONE_PROGRAM = Replicas()
+"""The default: nothing is known of other devices."""
 
 
 @dataclass(frozen=True)
-class OneProgram:
-    """One program sees the whole batch. See `Replicas` for the members.
+class OneProgram(Replicas):
+    """One program sees the whole batch, which `jit` spreads over devices.
 
     Args:
-        spread: what is done to microbatches `[count, rows / count, ...]`, such as spreading
-            the rows of each over all devices.
+        spread: spreads the rows of each of the microbatches `[count, rows / count, ...]`.
         context: from the random streams of a model to the context in which it runs, with
             streams to add to them.
-
-    Example:
-        >>> ONE_PROGRAM.microbatches({"x": jnp.arange(4)}, 2)["x"].tolist()
-        [[0, 1], [2, 3]]
     """
 
-    spread: Callable[[Any], Any] = _as_it_is
-    context: Callable[[Mapping[str, Key]], AbstractContextManager[dict[str, Key]]] = _nothing
-
-    def sum(self, tree: T) -> T:
-        """Returns `tree`."""
-        return tree
-
-    def any(self, found: Array) -> Array:
-        """Returns `found`."""
-        return found
-
-    def merged(self, metrics: T) -> T:
-        """Returns `metrics`."""
-        return metrics
-
-    def same(self, tree: T) -> T:
-        """Returns `tree`."""
-        return tree
-
-    def key(self, key: Key) -> Key:
-        """Returns `key`."""
-        return key
-
-    def first_row(self, counts: Array) -> Callable[[Array], Array]:
-        """Returns a function that picks the row."""
-        return lambda leaf: _first_row(leaf, counts)
+    spread: Callable[[Any], Any]
+    context: Callable[[Mapping[str, Key]], AbstractContextManager[dict[str, Key]]]
 
     def microbatches(self, tree: T, count: int) -> T:
         """Returns the microbatches, spread."""
@@ -142,12 +116,8 @@ class OneProgram:
         return self.context(rngs)
 
 
-ONE_PROGRAM = OneProgram()
-"""The default: nothing is known of other devices."""
-
-
 @dataclass(frozen=True)
-class AxisReplicas:
+class AxisReplicas(Replicas):
     """The replicas of `jax.pmap(..., axis_name)`. See `Replicas` for the members.
 
     Random numbers differ from those of one program: each replica folds its number into its key.
@@ -207,10 +177,6 @@ class AxisReplicas:
             return self.sum(sent).astype(row.dtype)  # a sum of bools is an integer
 
         return fetch
-
-    def microbatches(self, tree: T, count: int) -> T:
-        """Returns this replica's parts of the microbatches."""
-        return _microbatches(tree, count)
 
     def statistics(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
         """Hands the calls of `nn.BatchNorm` to `shared_statistics`."""

@@ -23,18 +23,18 @@ from flaxtrain.train.state import TrainState
 from flaxtrain.tree import Path, flatten, path_name
 from flaxtrain.typing import Batch
 
-__all__ = ["with_replicas"]
+__all__ = ["check_replicas", "with_replicas"]
 
 
 def with_replicas(recipe: Recipe, replicas: Replicas) -> Recipe:
-    """Returns a recipe whose steps know of other replicas; that of every phase is judged.
+    """Returns a recipe whose steps know of other replicas.
 
     Args:
         recipe: for one program that sees the whole batch.
         replicas: for `AxisReplicas(axis_name)`, run the steps in `jax.pmap` with that axis.
 
     Raises:
-        ModelError: replicas would keep other variables each.
+        ModelError: see `check_replicas`.
 
     Example:
         >>> import flax.linen as nn, numpy as np
@@ -44,11 +44,42 @@ def with_replicas(recipe: Recipe, replicas: Replicas) -> Recipe:
         >>> with_replicas(recipe, AxisReplicas("data")).replicas
         AxisReplicas(axis_name='data')
     """
-    found = recipe.changed(replicas=replicas)
+    check_replicas(recipe, replicas)
+    return recipe.changed(replicas=replicas)
+
+
+def check_replicas(recipe: Recipe, replicas: Replicas) -> None:
+    """Refuses a recipe that can't run on replicas; the step of every phase is traced.
+
+    Args:
+        recipe: for one program that sees the whole batch.
+        replicas: as for `with_replicas`.
+
+    Raises:
+        ModelError: replicas would keep other variables each.
+
+    Example:
+        >>> import flax.linen as nn, numpy as np
+        >>> from flaxtrain import OptSpec, make_recipe
+        >>> class Keeping(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train=False):
+        ...         kept = self.variable("kept", "mean", lambda: np.zeros((), "float32"))
+        ...         if train:
+        ...             kept.value = x.mean()
+        ...         return nn.Dense(2)(x)
+        >>> batch = {"x": np.ones((8, 3), "float32"), "label": np.zeros(8, "int32")}
+        >>> recipe = make_recipe(Keeping(), OptSpec("sgd", learning_rate=0.1), batch)
+        >>> try:
+        ...     check_replicas(recipe, AxisReplicas("data"))
+        ... except ModelError as error:
+        ...     print(error.found.partition(" depends")[0])
+        the variable 'kept/mean'
+    """
     if isinstance(replicas, AxisReplicas):
-        for phase in found.assignment.phases:
-            _check_collections(found.at(phase.start), replicas)
-    return found
+        shared = recipe.changed(replicas=replicas)
+        for phase in shared.assignment.phases:
+            _check_collections(shared.at(phase.start), replicas)
 
 
 def _check_collections(recipe: Recipe, replicas: AxisReplicas) -> None:

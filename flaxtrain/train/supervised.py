@@ -18,7 +18,7 @@ from flaxtrain.losses import (
     squared_error,
 )
 from flaxtrain.text import kind_of
-from flaxtrain.typing import Array, Batch
+from flaxtrain.typing import Array, Batch, DTypeLike
 
 __all__ = ["SUPERVISED", "SupervisedLoss", "check_labels", "check_loss", "infer_loss"]
 
@@ -79,8 +79,8 @@ class SupervisedLoss:
         """Returns the per-example loss, and the metric that goes with it."""
         outputs = self.outputs(model, batch)
         _, metric_name, metric = SUPERVISED[self.name]
-        values = _per_example(metric(outputs["logits"], outputs["labels"]))
-        return outputs["loss"], {metric_name: values}
+        values = metric(outputs["logits"], outputs["labels"])
+        return outputs["loss"], {metric_name: _per_example(values, outputs["loss"].dtype)}
 
 
 def check_loss(loss: Any) -> None:
@@ -114,9 +114,16 @@ def check_loss(loss: Any) -> None:
         ) from error
 
 
-def _per_example(values: Array) -> Array:
-    """Averages over all axes but the batch axis."""
-    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+def _per_example(values: Array, otherwise: DTypeLike = jnp.float32) -> Array:
+    """Averages over all axes but the batch axis.
+
+    Args:
+        values: `[batch, ...]`.
+        otherwise: in which dtype, float32 at least, where values have no precision themselves.
+    """
+    known = jnp.issubdtype(values.dtype, jnp.inexact)
+    dtype = None if known else jnp.promote_types(otherwise, jnp.float32)
+    return jnp.mean(values.reshape(values.shape[0], -1), axis=1, dtype=dtype)
 
 
 def _check_fit(loss: SupervisedLoss, prediction: Any, wanted: Any) -> None:

@@ -23,7 +23,7 @@ from flaxtrain.train.state import TrainState
 from flaxtrain.train.step_values import step_values, value_names
 from flaxtrain.train.verdict import Verdict, accepted, counters_after
 from flaxtrain.tree import global_norm, where, zeros_like
-from flaxtrain.typing import Array, ArrayLike, Collections, Updates
+from flaxtrain.typing import Array, ArrayLike, Collections, DTypeLike, Updates
 
 # Nothing here is public: `train_step` is.
 __all__ = []
@@ -36,7 +36,8 @@ class Found(NamedTuple):
 
     Attributes:
         grads: without the loss scale, float32 at least.
-        norm: of their sum, a scalar.
+        norm: of their sum, a scalar: float64 where gradients are, else float32. All norms and
+            rates of the step have its dtype.
         loss: of the batch, with its weights.
         collections: those after the batch.
         examples: number of real rows in the batch, an int32 scalar.
@@ -92,23 +93,24 @@ class Change:
             `step_values`. Without an update they have no weight.
         """
         emits = decided.accept & self._emits
-        vector = jnp.zeros(len(self._nothing), jnp.float32)
+        dtype = found.norm.dtype
+        vector = jnp.zeros(len(self._nothing), dtype)
 
         def reject(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
             old, found = operands
             counters = counters_after(old.counters, decided, found.examples, halted)
-            return old.replace(counters=counters), _zero(), vector
+            return old.replace(counters=counters), jnp.zeros((), dtype), vector
 
         def keep(operands: tuple[TrainState, Found]) -> tuple[TrainState, Array, Array]:
             old, sums = self._added(operands)
-            return old.replace(accumulated=sums), _zero(), vector
+            return old.replace(accumulated=sums), jnp.zeros((), dtype), vector
 
         def emit(
             operands: tuple[TrainState, Found], *, measured: bool
         ) -> tuple[TrainState, Array, Array]:
             made = self._updated(operands)
-            new, values = self._measured(made) if measured else (made.new, vector)
-            return new.averaged(), jnp.asarray(made.grad_norm, jnp.float32), values
+            new, values = self._measured(made, dtype) if measured else (made.new, vector)
+            return new.averaged(), jnp.asarray(made.grad_norm, dtype), values
 
         plain, measuring = (partial(emit, measured=measured) for measured in (False, True))
         branches = [reject, *([] if self._accumulation.every_batch else [keep])]
@@ -133,7 +135,7 @@ class Change:
         values = self._names.unflatten(list(vector))
         return state, {"grad_norm": Mean(norm, emits.astype(jnp.float32)), **values}
 
-    def _measured(self, made: _Made) -> tuple[TrainState, Array]:
+    def _measured(self, made: _Made, dtype: DTypeLike) -> tuple[TrainState, Array]:
         """Returns the state after an update, and norms and rates as one array.
 
         One array, since each number that a conditional returns is copied. The new parameters
@@ -144,7 +146,7 @@ class Change:
         values = step_values(
             self._recipe.assignment, made.grads, made.updates, old, new, made.grad_norm
         )
-        metrics = {name: single(value) for name, value in values.items()}
+        metrics = {name: single(value, dtype) for name, value in values.items()}
         # No sum of norms is -1, which the compiler doesn't know; that of NaN is not -1 either.
         never = values["update_norm"] + values["param_norm"] == -1
         trained, frozen = new.split_params()
@@ -175,10 +177,6 @@ class Change:
         return _Made(old, grads, grad_norm, new.replace(accumulated=sums), updates)
 
 
-def _zero() -> Array:
-    return jnp.zeros((), jnp.float32)
-
-
-def single(value: ArrayLike) -> Mean:
+def single(value: ArrayLike, dtype: DTypeLike = jnp.float32) -> Mean:
     """Returns the metric of one value."""
-    return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
+    return Mean(jnp.asarray(value, dtype), jnp.ones((), jnp.float32))

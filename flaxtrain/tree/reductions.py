@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import math
 import operator
 from typing import Any
 
@@ -19,7 +20,7 @@ from flaxtrain.errors import ArgumentError, ParameterError
 from flaxtrain.tree.arithmetic import global_norm, sum_of_squares
 from flaxtrain.typing import Array, ArrayLike, PyTree
 
-__all__ = ["allclose", "max", "min", "norm", "size", "sum", "vdot"]
+__all__ = ["allclose", "max", "min", "nbytes", "norm", "size", "sum", "vdot"]
 
 
 def sum(tree: PyTree, associative_reduction: bool = False) -> ArrayLike:
@@ -70,6 +71,21 @@ def size(tree: PyTree) -> int:
         7
     """
     return builtins.sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: PyTree) -> int:
+    """Returns the memory that the arrays take, in bytes; of a random key, that of its integers.
+
+    Args:
+        tree: any pytree of arrays, of their shapes and dtypes, or of numbers.
+
+    Example:
+        >>> nbytes({"a": jnp.ones((2, 3)), "b": jax.ShapeDtypeStruct((4,), jnp.bfloat16)})
+        32
+    """
+    leaves = jax.tree.leaves(tree)
+    arrays = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves)
+    return builtins.sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
 
 
 def vdot(tree_x: PyTree, tree_y: PyTree) -> ArrayLike:

@@ -1,12 +1,14 @@
 """`python -m tasks.digits_in_processes`: the digits in two processes, then in one.
 
 Starts two processes on this machine with one CPU device each, and then a single one with two
-devices. Both runs have to end with the same parameters, bit for bit.
+devices. Both runs have to end with the same parameters, bit for bit. Each call begins anew, in
+a folder of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import socket
 import subprocess
@@ -15,6 +17,7 @@ import threading
 from pathlib import Path
 
 FLAG = "--xla_force_host_platform_device_count"
+RUNS = Path("runs/digits-2proc")
 
 
 def free_port() -> int:
@@ -90,14 +93,24 @@ def finished(programs: list[Program]) -> list[str]:
     return [program.parameters for program in programs]
 
 
+def new_folder(runs: Path = RUNS) -> Path:
+    """Returns a folder that is not there yet: `1`, `2` and so on."""
+    numbered = (runs / str(number) for number in itertools.count(1))
+    return next(path for path in numbered if not path.exists())
+
+
 def main() -> None:
     """Runs both, and compares."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", default="10")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/digits-2proc"))
+    parser.add_argument("--workdir", type=Path, help=f"default: a new one below {RUNS}")
     arguments = parser.parse_args()
+    workdir: Path = arguments.workdir or new_folder()
+    if (workdir / "checkpoints").exists():
+        parser.error(f"{workdir} holds a run, and both are to begin anew: leave --workdir out")
+    print(f"two processes train in {workdir}", flush=True)
     epochs = ["--epochs", arguments.epochs]
-    two = finished(in_two_processes([*epochs, "--workdir", str(arguments.workdir)]))
+    two = finished(in_two_processes([*epochs, "--workdir", str(workdir)]))
     one = finished([Program("one process", epochs, devices=2)])
     same = len({*two, *one}) == 1
     print(f"\nthe same parameters, bit for bit: {'yes' if same else 'no'} {[*two, *one]}")

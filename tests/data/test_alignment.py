@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import flaxtrain as ft
-from flaxtrain.data import aligned, as_given, as_stream, batch_as_given, rows_as_given
+from flaxtrain.data import as_stream
+from flaxtrain.data.alignment import aligned
+from flaxtrain.data.local_rows import as_given, batch_as_given, rows_as_given
 from flaxtrain.errors import LossError
 from flaxtrain.loop.length import horizon_of
 from flaxtrain.loop.padding import check_padding
@@ -19,8 +21,8 @@ from tests.models import MLP
 ARRAYS = {"x": np.arange(20.0), "weight": np.arange(1.0, 21.0), "pair": np.ones((20, 2))}
 
 
-def stream(rows: int = 12, multiple: int = 8, parts: int = 2) -> Any:
-    return aligned(as_stream(ARRAYS, batch_size=rows), multiple, parts)
+def stream(rows: int = 12, multiple: int = 8, microbatches: int = 2) -> Any:
+    return aligned(as_stream(ARRAYS, batch_size=rows), multiple, microbatches)
 
 
 def test_each_part_is_padded_by_itself_and_padding_has_no_weight() -> None:
@@ -51,8 +53,10 @@ def test_durations_in_examples_do_not_count_the_padding() -> None:
     assert horizon_of(stream(), 10, None, AccumulateBatches(1)).batch_size == 12
 
 
-@pytest.mark.parametrize(("parts", "multiple"), [(1, 8), (2, 16)])
-def test_a_loss_that_can_not_be_padded_is_told_what_divides(parts: int, multiple: int) -> None:
+@pytest.mark.parametrize(("microbatches", "multiple"), [(1, 8), (2, 16)])
+def test_a_loss_that_can_not_be_padded_is_told_what_divides(
+    microbatches: int, multiple: int
+) -> None:
     data = {"x": np.ones((12, 8), "float32"), "label": np.zeros(12, "int32")}
     recipe = make_recipe(
         MLP(),
@@ -61,6 +65,6 @@ def test_a_loss_that_can_not_be_padded_is_told_what_divides(parts: int, multiple
         loss=lambda model, batch: (model(batch["x"]) ** 2).mean(),
     )
     with pytest.raises(LossError) as error:
-        check_padding(recipe, aligned(as_stream(data, batch_size=12), 8, parts))
+        check_padding(recipe, aligned(as_stream(data, batch_size=12), 8, microbatches))
     assert "12 rows do not divide among 8 devices" in error.value.found
     assert f"a multiple of {multiple} rows" in str(error.value.fix)

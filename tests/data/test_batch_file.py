@@ -14,6 +14,7 @@ import pytest
 
 from flaxtrain.data import load_batch, save_batch
 from flaxtrain.errors import DataError
+from tests.runs import bits
 
 BATCHES: dict[str, Any] = {
     "a dict in a tuple": ({"a/b": np.arange(3), "": np.ones((3, 2), bool)}, np.zeros(3)),
@@ -84,7 +85,7 @@ def test_a_damaged_file_is_refused_and_never_read_as_another_batch(tmp_path: Pat
     batch = {"x": np.arange(12.0), "label": (np.arange(3),)}
     path = save_batch(tmp_path / "one.npz", batch, np.array([True, False, True]))
     whole, read = path.read_bytes(), 0
-    before = [leaf.tobytes() for leaf in jax.tree.leaves(load_batch(path))]
+    before = bits(load_batch(path))
     rng = np.random.default_rng(0)
     for _ in range(60):
         data = bytearray(whole)
@@ -96,7 +97,7 @@ def test_a_damaged_file_is_refused_and_never_read_as_another_batch(tmp_path: Pat
             continue
         # Some bits, such as those of the time, mean nothing.
         read += 1
-        assert [leaf.tobytes() for leaf in jax.tree.leaves(found)] == before
+        assert bits(found) == before
     # Of a changed array the checksum is another: only what lies between the arrays is not seen.
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         arrays = sum(entry.compress_size for entry in archive.infolist())

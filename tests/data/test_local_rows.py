@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flaxtrain.data import as_stream, local_rows_of
+from flaxtrain.data import as_stream
+from flaxtrain.data.local_rows import local_rows_of
 
 
 @pytest.mark.parametrize("part", [slice(1, 3), np.array([0, 3])], ids=["range", "numbers"])

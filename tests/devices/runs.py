@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import flaxtrain as ft
-from flaxtrain.tree import named_leaves
+from tests.runs import readable
 
-__all__ = ["LAYOUTS", "Net", "assert_close", "bits", "data", "numbers_of", "readable"]
+__all__ = ["LAYOUTS", "RATES", "Net", "assert_close", "data", "numbers_of"]
 
 MODEL_RULES = [("body/kernel", (None, "model")), ("mid/kernel", ("model", None))]
 
@@ -30,6 +29,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 """The arguments of a trainer for eight devices, by name."""
 
 RATES = ("steps_per_sec", "examples_per_sec", "tokens_per_sec", "data_wait_share", "eta")
+"""How names in a history begin that are about time."""
 
 
 class Net(nn.Module):
@@ -50,21 +50,6 @@ def data(examples: int = 40, seed: int = 0, dtype: Any = "float64") -> dict[str,
     return {"x": x, "label": rng.integers(0, 4, examples).astype("int32")}
 
 
-def readable(tree: Any) -> dict[str, np.ndarray]:
-    """Returns the leaves of a tree by name, random keys as their numbers."""
-
-    def plain(leaf: Any) -> np.ndarray:
-        is_key = jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    return {name: plain(leaf) for name, leaf in named_leaves(tree)}
-
-
-def bits(tree: Any) -> dict[str, bytes]:
-    """Returns the bytes of the leaves of a tree by name."""
-    return {name: leaf.tobytes() for name, leaf in readable(tree).items()}
-
-
 def numbers_of(trainer: ft.Trainer, result: ft.FitResult) -> dict[str, np.ndarray]:
     """Returns all that a run has left behind: the state, and the history but for its rates."""
     found = {f"state/{name}": leaf for name, leaf in readable(trainer.state).items()}
@@ -83,8 +68,8 @@ def assert_close(
     Args:
         one: what is expected.
         other: what was found.
-        bar: for arrays of float64.
-        narrow: for all others, and for the metrics in a history.
+        bar: for arrays of float64, and for the metrics of training.
+        narrow: for all others, and for the metrics of evaluation.
     """
     assert one.keys() == other.keys(), one.keys() ^ other.keys()
     for name, wanted in one.items():
@@ -97,5 +82,6 @@ def assert_close(
         assert np.isfinite(wide).all() and np.isfinite(got).all(), name
         largest = np.abs(wide).max(initial=0.0)
         gap = np.abs(wide - got).max(initial=0.0)
-        allowed = bar if wanted.dtype == "float64" and name.startswith("state") else narrow
+        exact = wanted.dtype == "float64" and name.startswith(("state", "train"))
+        allowed = bar if exact else narrow
         assert gap <= allowed * largest, (name, gap / largest)

@@ -18,7 +18,8 @@ import pytest
 
 import flaxtrain as ft
 from flaxtrain import errors
-from tests.devices.runs import LAYOUTS, Net, assert_close, bits, data, numbers_of, readable
+from tests.devices.runs import LAYOUTS, Net, assert_close, data, numbers_of
+from tests.runs import bits, readable
 from tests.train.test_needs import asking
 
 BAR = 2e-5  # float32, about 200 roundings: other sums over rows, in up to eight steps

@@ -20,7 +20,9 @@ from flaxtrain.tree import named_leaves
 from tests.devices.runs import LAYOUTS, Net, assert_close, data, numbers_of
 
 EXACT = 1e-10  # float64: sums over rows are formed in another order, in ten batches
-NARROW = 2e-6  # what is float32 always: running statistics, and norms as they are logged
+# What is float32 always: the running statistics of nn.BatchNorm, which flax makes so, and
+# with them what evaluation says.
+NARROW = 2e-6
 HALF = 2e-2  # float16: 2^-11 for each rounding, in sums of 12 rows over five updates
 
 SPEC = ft.OptSpec(

@@ -18,6 +18,7 @@ from flaxtrain.params import split_adapters
 from flaxtrain.spec import Freeze, Group
 from flaxtrain.tree import flatten, global_norm, path_name
 from tests.models import CNN
+from tests.runs import bits
 
 SGD = ft.OptSpec("sgd", 0.25)
 WITH_HEAD = ft.LoRA("a/kernel | b/kernel", rank=2, train="head")
@@ -87,20 +88,11 @@ def raw(leaf: Any) -> np.ndarray:
     return np.array(leaf)
 
 
-def bits(tree: Any) -> dict[str, bytes]:
-    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(raw, tree))
-    return {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
-
-
 def changed(old: Any, new: Any) -> set[str]:
     """Returns the names of the leaves that differ in any bit."""
-    first, second = flatten(old), flatten(new)
+    first, second = bits(old), bits(new)
     assert first.keys() == second.keys()
-    return {
-        path_name(path)
-        for path in first
-        if np.asarray(first[path]).tobytes() != np.asarray(second[path]).tobytes()
-    }
+    return {name for name, _ in first.items() - second.items()}
 
 
 def pair(name: str) -> set[str]:

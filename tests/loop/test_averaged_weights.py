@@ -23,7 +23,8 @@ from flaxtrain.errors import (
 )
 from flaxtrain.train import begin_average
 from flaxtrain.tree import named_leaves
-from tests.loop.test_resume import StopAt, bits
+from tests.loop.test_resume import StopAt
+from tests.runs import bits
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(1.0, 2.0, (44, 4)).astype(np.float32)

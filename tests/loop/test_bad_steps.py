@@ -17,7 +17,8 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, NonFiniteError, StateError
 from flaxtrain.loop.in_flight import IN_FLIGHT
-from tests.runs import refused
+from flaxtrain.parallel.engine import Engine
+from tests.runs import bits, refused
 
 X = np.random.default_rng(0).normal(size=(48, 3)).astype("float32")
 
@@ -39,10 +40,10 @@ def error_of(one: ft.Trainer, ds: Any, **length: Any) -> NonFiniteError:
     return caught.value
 
 
-def bits(state: ft.TrainState | None) -> list[bytes]:
+def kept(state: ft.TrainState | None) -> dict[str, bytes]:
+    """Returns the bits of all but the counters."""
     assert state is not None
-    kept = (state.step, state.params, state.opt_state, state.collections, state.spikes)
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(kept)]
+    return bits((state.step, state.params, state.opt_state, state.collections, state.spikes))
 
 
 def test_the_report_names_batch_examples_and_file_and_the_file_runs_again(
@@ -123,7 +124,7 @@ def test_skipping_ends_after_so_many_and_leaves_every_bit_as_before() -> None:
     assert "rejected in a row: 3 steps" in str(error)
     assert "where: batch 9 of the run, after 5 updates" in str(error)
     assert "more of them be skipped in a row than max_skips=3" in str(error)
-    assert bits(one.state) == bits(before.state)
+    assert kept(one.state) == kept(before.state)
     assert one.state is not None and int(one.state.counters.skipped) == 5
     assert int(one.fit(good).state.step) == 17
 
@@ -153,7 +154,7 @@ def test_a_planted_spike_is_skipped_and_training_goes_on_as_if_it_had_not_been()
         one = trainer({"spikes": rule}, log_every=1)
         runs.append((one.fit(ds), one))
     (result, one), (_, plain) = runs
-    assert bits(one.state) == bits(plain.state)
+    assert kept(one.state) == kept(plain.state)
     assert [row.get("spikes") for row in result.history.train][7:10] == [None, 1.0, 1.0]
     assert all(row["loss"] < 100 for row in result.history.train if "loss" in row)
     error = error_of(one, [spike] * 20)
@@ -172,7 +173,7 @@ def test_the_window_goes_on_in_a_run_that_is_continued_and_is_new_for_a_new_rule
     for steps in (5, 8):
         part = trainer(rule, workdir=tmp_path)
         part.fit(arrays(), steps=steps, batch_size=8)
-    assert bits(part.state) == bits(whole.state)
+    assert kept(part.state) == kept(whole.state)
     saved = ft.checkpoint.latest(tmp_path / "checkpoints")
     assert saved is not None and part.recipe is not None
     plain = ft.make_recipe(nn.Dense(1), ft.OptSpec("adam", 0.01), part.recipe.example)
@@ -279,3 +280,28 @@ def test_diagnose_refuses_what_is_no_run() -> None:
             ArgumentError,
             "the batch has 4 rows",
         )
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+def test_a_report_needs_no_slots_no_averages_and_no_sums(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = ft.OptSpec("adam", 0.01, ema=0.9, accumulate=ft.AccumulateBatches(2))
+    one, asked, bad = ft.Trainer(Normed(), spec, verbose=False), [], arrays(bad=(13,))
+    monkeypatch.setattr(Engine, "readable", lambda self, tree: asked.append(tree) or tree)
+    error = error_of(one, ft.data.batches(bad, 4, shuffle=False), steps=6)
+    assert one.state is not None
+    (found,) = asked
+    for name in ("params", "collections"):
+        assert bits(getattr(found, name)) == bits(getattr(one.state, name))
+    rest = jax.tree.leaves(found.replace(params={}, collections={}))
+    assert max(leaf.size for leaf in rest) == 1
+    # Batch 3 is the second one of an update: which keys are its own is still known.
+    assert int(found.accumulated.count) == 1
+    rows = {name: leaf[12:16] for name, leaf in bad.items()}
+    assert str(ft.diagnose(one, one.state, rows)) == str(error.diagnosis)

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flaxtrain as ft
-from flaxtrain.tree import named_leaves
+from tests.runs import bits
 
 STEPS, STOP, LOG_EVERY = 12, 7, 2
 SPEC = ft.OptSpec(
@@ -48,11 +48,6 @@ def trainer(workdir: Path, *hooks: ft.Hook) -> ft.Trainer:
     return ft.Trainer(
         Net(), SPEC, workdir=workdir, hooks=hooks, log_every=LOG_EVERY, verbose=False
     )
-
-
-def bits(state: Any) -> dict[str, bytes]:
-    state = state.replace(rng=jax.random.key_data(state.rng))
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(state)}
 
 
 class Runs(NamedTuple):

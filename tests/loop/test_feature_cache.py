@@ -19,8 +19,7 @@ from flaxtrain.loop.feature_cache import NO_CACHE, FeatureCache, feature_cache
 from flaxtrain.loop.interrupt import DeferredInterrupt
 from flaxtrain.loop.row_check import check_rows, exchanges
 from flaxtrain.train import make_recipe
-from flaxtrain.tree import named_leaves
-from tests.runs import AS_IT_COMES
+from tests.runs import AS_IT_COMES, bits
 
 RNG = np.random.default_rng(0)
 EXAMPLES, SIZE = 26, 8
@@ -91,15 +90,6 @@ def trainer(
 def data(arrays: Any = None, **kwargs: Any) -> Any:
     kwargs = {"shuffle": True, "seed": 3, **kwargs}
     return ft.data.batches(ARRAYS if arrays is None else arrays, SIZE, **kwargs)
-
-
-def bits(state: Any) -> dict[str, bytes]:
-    def raw(leaf: Any) -> bytes:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf).tobytes()
-
-    return {name: raw(leaf) for name, leaf in named_leaves(state)}
 
 
 def rows_of(result: Any) -> list[dict[str, float]]:

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import flaxtrain as ft
 from flaxtrain.tree import flatten, path_name
+from tests.runs import bits
 
 ADAM = ft.OptSpec("adam", 0.05)
 
@@ -85,12 +86,7 @@ def variables_of(state: Any) -> dict[str, Any]:
 
 def same(first: Any, second: Any) -> set[str]:
     """Returns the names of the leaves that are the same, bit for bit."""
-    one, other = flatten(first), flatten(second)
-    return {
-        path_name(path)
-        for path in one.keys() & other.keys()
-        if np.asarray(one[path]).tobytes() == np.asarray(other[path]).tobytes()
-    }
+    return {name for name, _ in bits(first).items() & bits(second).items()}
 
 
 ENCODER = {
@@ -328,12 +324,8 @@ def test_a_run_that_goes_on_does_not_read_its_source_again(
     made = trainer(restore, workdir=tmp_path / "run", verbose=True)
     state = fit(made, steps=4).state
     assert "init_from= is not read again" in capsys.readouterr().out
-    for found, leaf in zip(
-        jax.tree.leaves((state.params, state.collections, state.opt_state)),
-        jax.tree.leaves((whole.params, whole.collections, whole.opt_state)),
-        strict=True,
-    ):
-        assert np.asarray(found).tobytes() == np.asarray(leaf).tobytes()
+    one, other = ((s.params, s.collections, s.opt_state) for s in (state, whole))
+    assert bits(one) == bits(other)
     # Neither does a second fit of the same trainer; a run that begins has to.
     assert int(fit(made, steps=1).state.step) == 5
     with pytest.raises(ft.errors.CheckpointError, match="nothing at this path"):

@@ -21,8 +21,8 @@ import flaxtrain as ft
 from flaxtrain.durations import Horizon
 from flaxtrain.spec import Freeze, Group, OptSpec, set_hyperparameters
 from flaxtrain.tree import global_norm, path_name
-from tests.loop.test_resume import StopAt, bits
-from tests.runs import differing_leaves
+from tests.loop.test_resume import StopAt
+from tests.runs import bits, differing_leaves
 
 FIRST, EVERY, STEPS = 4, 3, 10
 """Layer b thaws at step 4 and layer a at step 7 of 10."""

@@ -14,6 +14,7 @@ import pytest
 import flaxtrain as ft
 from flaxtrain import schedules
 from flaxtrain.loop import plan_parts
+from flaxtrain.tree import nbytes
 from tests.models import CNN
 from tests.params.models import Block, Scanned
 
@@ -213,7 +214,7 @@ def test_slots_of_a_phase_are_those_of_its_state(name: str) -> None:
     assert len(planned) == 3
     for phase in planned:
         own = recipe.at(phase.start)
-        assert phase.slots == plan_parts.bytes_of(jax.eval_shape(own.init).opt_state)
+        assert phase.slots == nbytes(jax.eval_shape(own.init).opt_state)
 
 
 def test_a_phase_after_the_end_is_marked() -> None:

@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
 import flaxtrain as ft
 from flaxtrain.errors import ArgumentError
-from flaxtrain.loop.plan_devices import (
-    ONE_STEP_ON_ONE_DEVICE,
-    PlannedDevices,
-    on_one_device,
-)
-from flaxtrain.loop.steps_per_call import Calls
-from flaxtrain.parallel import Layout, abstract_mesh
-from flaxtrain.params import param_facts
+from flaxtrain.loop.plan_devices import ONE_STEP_ON_ONE_DEVICE, PlannedDevices
+from flaxtrain.loop.steps_per_call import CallForm
 from tests.models import CNN
 
 DATA = {"x": np.ones((60, 8), "float32"), "label": np.zeros(60, "int32")}
@@ -47,7 +40,7 @@ def test_one_device_is_nothing_to_talk_about() -> None:
 def test_a_mesh_of_one_device_holds_everything() -> None:
     plan = plan_of(mesh={"data": 1}, sharding="fsdp", ema=0.9)
     found = plan.devices
-    assert (found.mesh, found.rows, found.padding, found.kept) == ({"data": 1}, 20, 0, {})
+    assert (found.mesh, found.rows, found.padding, found.left_whole) == ({"data": 1}, 20, 0, {})
     assert found.memory == plan.memory
     assert list(found.memory) == ["parameters", "slots", "collections", "average", "total"]
     assert "devices        mesh data=1 (cpu); sharding fsdp; jit\n" in plan.text()
@@ -86,8 +79,8 @@ def test_a_plan_decides_nothing_about_calls_and_says_what_was_settled() -> None:
     trainer = ft.Trainer(nn.Dense(4), ft.OptSpec("sgd", 0.1), steps_per_call=5, verbose=False)
     calls = trainer._programs.steps_per_call
     trainer.plan(DATA, epochs=1)
-    assert calls.calls is None
-    calls.calls = Calls(4, "loop")  # as a run that is continued has it
+    assert calls.call_form is None
+    calls.call_form = CallForm(4, "loop")  # as a run that is continued has it
     assert trainer.plan(DATA, epochs=1).devices.steps_per_call == 4
 
 
@@ -95,14 +88,6 @@ def test_what_a_rule_does_not_fit_is_refused_before_the_run() -> None:
     rules = ft.Sharding(rules=[("kernel", ("data",))])
     with pytest.raises(ft.errors.ParameterError, match="1 axis for the shape"):
         plan_of(mesh={"data": 1}, sharding=rules)
-
-
-def test_a_device_of_a_mesh_that_is_not_there_has_its_share() -> None:
-    facts = param_facts(nn.Dense(512), np.ones((1, 256), "float32"))
-    mu = facts.tree(lambda fact: jax.ShapeDtypeStruct(fact.shape, fact.dtype))
-    layout = Layout(abstract_mesh({"data": 2, "fsdp": 4}, 8), ft.Sharding("fsdp"), facts)
-    found = on_one_device(layout, {"params": mu})["params"]
-    assert (found["kernel"].shape, found["bias"].shape) == ((256, 128), (512,))
 
 
 def test_processes_are_counted_and_names_are_cut_short() -> None:
@@ -113,7 +98,7 @@ def test_processes_are_counted_and_names_are_cut_short() -> None:
         rows=3,
         padding=5,
         memory={"total": 2048},
-        kept={"below the threshold": ("a", "b", "c", "d")},
+        left_whole={"below the threshold": ("a", "b", "c", "d")},
     )
     assert dict(found.lines()) == {
         "devices": "mesh data=4 (cpu); sharding replicated; jit; 2 processes",

@@ -14,9 +14,8 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.errors import CheckpointError, FlaxtrainError, ParameterError
 from flaxtrain.precision import Precision
-from flaxtrain.tree import named_leaves
 from tests.models import CNN
-from tests.runs import refused
+from tests.runs import bits, refused
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -67,15 +66,6 @@ def trainer(precision: Any, model: nn.Module | None = None, **kwargs: Any) -> ft
 
 def data() -> Any:
     return ft.data.batches(ARRAYS, 8, shuffle=True, seed=3)
-
-
-def bits(state: Any) -> dict[str, bytes]:
-    def raw(leaf: Any) -> bytes:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf).tobytes()
-
-    return {name: raw(leaf) for name, leaf in named_leaves(state)}
 
 
 @pytest.mark.parametrize(

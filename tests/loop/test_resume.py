@@ -16,8 +16,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flaxtrain as ft
-from flaxtrain.tree import named_leaves
 from tests.models import CNN
+from tests.runs import bits
 
 
 def data() -> Any:
@@ -40,15 +40,6 @@ def trainer(workdir: Path | None, hooks: tuple[ft.Hook, ...] = ()) -> ft.Trainer
     return ft.Trainer(
         CNN(classes=10), spec, workdir=workdir, hooks=hooks, log_every=4, verbose=False
     )
-
-
-def bits(state: Any) -> dict[str, bytes]:
-    def raw(leaf: Any) -> bytes:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf).tobytes()
-
-    return {name: raw(leaf) for name, leaf in named_leaves(state)}
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import flaxtrain as ft
-from flaxtrain.loop.steps_per_call import Calls
-from flaxtrain.loop.window import TrainProgram
+from flaxtrain.loop.step_programs import TrainProgram
+from flaxtrain.loop.steps_per_call import CallForm
 from tests.runs import AS_IT_COMES
 
 ROWS, STEPS = 8, 4
@@ -34,7 +34,7 @@ def text_and_memory(form: Any, spec: ft.OptSpec) -> tuple[str, int, int]:
     window = program.empty_window(state, BATCH, None)
     data = jax.tree.map(lambda leaf: np.stack([leaf] * STEPS), BATCH)
     span = np.array([0, STEPS], "int32")
-    block = program.block(Calls(STEPS, form))
+    block = program.block(CallForm(STEPS, form))
     lowered = block._jitted.lower(state, window, data, None, np.int32(-1), span)
     compiled = lowered.compile(compiler_options=AS_IT_COMES)
     text, memory = compiled.as_text(), compiled.memory_analysis()

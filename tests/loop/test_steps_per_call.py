@@ -17,12 +17,13 @@ import flaxtrain as ft
 from flaxtrain.errors import (
     ArgumentError,
     ArgumentTypeError,
+    CheckpointError,
     DataError,
     NonFiniteError,
     UnknownNameError,
 )
-from flaxtrain.loop.steps_per_call import Calls, StepTimes
-from tests.runs import deviation, refused
+from flaxtrain.loop.steps_per_call import CallForm, StepsPerCall, StepTimes
+from tests.runs import bits, deviation, refused
 
 X = np.random.default_rng(0).normal(size=(75, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32")
@@ -147,8 +148,8 @@ def test_steps_that_are_written_out_are_the_same_run_and_short_blocks_the_same_p
             one = trainer(k, model=Cnn(), log_every=5)
             runs.append((one, one.fit(arrays("float64"), steps=12, batch_size=8)))
             assert one.compilations["train"] == 1
-            calls = one._programs.steps_per_call.calls
-            assert calls is not None and calls.form == ("single", "unrolled")[k > 1]
+            call_form = one._programs.steps_per_call.call_form
+            assert call_form is not None and call_form.form == ("single", "unrolled")[k > 1]
         assert_same_run(runs[0], runs[1], FLOAT64_BAR)
 
 
@@ -161,17 +162,15 @@ def test_a_step_that_is_not_asked_for_changes_no_bit(form: Any) -> None:
     batch = {"x": np.full((2, 8, 6), np.nan, "float32"), "label": np.zeros((2, 8), "int32")}
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     state = one.state
-    kept = [np.array(leaf).tobytes() for leaf in jax.tree.leaves(state.replace(rng=0))]
+    kept = bits(state)
     window = program.empty_window(state, first, None)
-    zeros = [np.array(leaf).tobytes() for leaf in jax.tree.leaves(window)]
+    zeros = bits(window)
     span, last = np.array([2, 2], "int32"), np.int32(-1)
     masks = np.ones((2, 8), bool)
-    step = program.block(Calls(2, form))
+    step = program.block(CallForm(2, form))
     state, window, status, _ = step(state, window, batch, masks, last, span)
-    assert [
-        np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.replace(rng=0))
-    ] == kept
-    assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(window)] == zeros
+    assert bits(state) == kept
+    assert bits(window) == zeros
     assert status.tolist() == [2, 2, 0, 0, 0]
 
 
@@ -304,6 +303,18 @@ def test_another_number_of_steps_is_said_of_a_run_that_goes_on(
     trainer(5, workdir=tmp_path, verbose=True).fit(arrays(), steps=8, batch_size=8)
     said = "steps_per_call was 4 and is 5: what follows agrees up to rounding, not bit for bit"
     assert said in capsys.readouterr().out
+
+
+def test_a_checkpoint_whose_steps_per_call_are_damaged_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(StepsPerCall, "as_meta", lambda self: {"steps_per_call": 4})
+        trainer(4, workdir=tmp_path).fit(arrays(), steps=4, batch_size=8)
+    one = trainer(4, workdir=tmp_path)
+    with pytest.raises(CheckpointError, match="says of steps_per_call can't be read") as caught:
+        one.fit(arrays(), steps=8, batch_size=8)
+    assert caught.value.where == str(tmp_path / "checkpoints" / "4") and caught.value.fix
 
 
 @pytest.mark.usefixtures("unchecked_types")

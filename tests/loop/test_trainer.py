@@ -14,8 +14,8 @@ import pytest
 from clu import metrics as clu_metrics
 
 import flaxtrain as ft
-from flaxtrain.tree import named_leaves
 from tests.models import CNN, MLP
+from tests.runs import same
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +27,6 @@ def digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 def mlp(**kwargs: Any) -> ft.Trainer:
     kwargs = {"verbose": False, "log_every": 10, **kwargs}
     return ft.Trainer(MLP((32, 10)), ft.OptSpec("adam", learning_rate=3e-3), **kwargs)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two states are equal bit by bit."""
-    pairs = zip(named_leaves(one), named_leaves(other), strict=True)
-    return all(n == m and bits(a) == bits(b) for (n, a), (m, b) in pairs)
-
-
-def bits(leaf: Any) -> bytes:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf).tobytes()
 
 
 def test_a_trainer_learns_digits_and_evaluates_exactly(digits: Any) -> None:

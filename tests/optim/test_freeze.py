@@ -14,6 +14,7 @@ import pytest
 from flaxtrain import optim
 from flaxtrain.errors import ArgumentTypeError, ParameterError
 from flaxtrain.optim import apply_updates
+from tests.runs import bits
 
 PARAMS = {
     "encoder": {"kernel": jnp.array([[1.0, -0.0], [0.0, 1e-30]]), "bias": jnp.zeros(2)},
@@ -21,10 +22,6 @@ PARAMS = {
 }
 GRADS = jax.tree.map(jnp.ones_like, PARAMS)
 FROZEN = {"encoder": True, "decoder": False}
-
-
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def test_zeros_change_no_bit_of_any_parameter() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from flaxtrain.parallel import Devices
+from flaxtrain.parallel.devices import Devices
 
 __all__ = ["pod", "pod_mesh"]
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from flaxtrain.parallel import AnyMesh, Layout, Sharding, abstract_mesh
+from flaxtrain.parallel import Layout, Sharding, abstract_mesh
 from flaxtrain.parallel.activations import keep_rows
+from flaxtrain.parallel.mesh import AnyMesh
 from flaxtrain.params import param_facts
 
 FSDP = abstract_mesh({"data": 2, "fsdp": 4}, 8)

@@ -12,7 +12,9 @@ from jax.sharding import AxisType, Mesh
 
 import flaxtrain as ft
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, FlaxtrainError, UnknownNameError
-from flaxtrain.parallel import ONE_DEVICE, Devices, Sharding, make_mesh
+from flaxtrain.parallel import Sharding, make_mesh
+from flaxtrain.parallel.devices import Devices
+from flaxtrain.parallel.engine import ONE_DEVICE
 from flaxtrain.params import param_facts
 from tests.parallel.pods import pod
 

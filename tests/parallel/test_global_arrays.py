@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flaxtrain.errors import ArgumentError
-from flaxtrain.parallel import gathered, global_batch, local_rows
+from flaxtrain.parallel.global_arrays import gathered, global_batch, local_rows
 from tests.parallel.pods import pod_mesh
 
 

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType
 
 from flaxtrain.errors import ArgumentError, ArgumentTypeError
-from flaxtrain.parallel import abstract_mesh, batch_axes, batch_shards, make_mesh
+from flaxtrain.parallel import abstract_mesh, make_mesh
+from flaxtrain.parallel.mesh import batch_axes, batch_shards
 
 ONE = jax.devices()[:1]
 

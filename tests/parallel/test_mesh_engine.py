@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from flaxtrain.parallel import Devices, make_mesh
+from flaxtrain.parallel import make_mesh
+from flaxtrain.parallel.devices import Devices
 from flaxtrain.parallel.mesh_engine import _moving
 from flaxtrain.params import param_facts
 
@@ -20,9 +21,9 @@ def test_several_processes_put_states_alike_by_one_program(
     for state in states:
         # An engine of its own for each, as every call of a trainer may have.
         engine = Devices.of(make_mesh({"data": 1}, jax.devices()[:1])).engine(facts)
-        placed = engine.put(state)
+        placed = engine.place_state(state)
         np.testing.assert_array_equal(placed["params"]["kernel"], state["params"]["kernel"])
         assert placed["params"]["step"] == state["params"]["step"]
-        assert engine.put(placed) is placed
+        assert engine.place_state(placed) is placed
     assert _moving.cache_info().misses == 1
     assert _moving.cache_info().hits == len(states) - 1

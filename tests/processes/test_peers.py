@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flaxtrain.parallel.leaving import ENDED_BY_A_PEER
+from flaxtrain.parallel.processes.leaving import ENDED_BY_A_PEER
 from tests.processes.running import Run
 
 # What is promised; a usual run needs 0.1 to 9 seconds.
@@ -34,7 +34,7 @@ def test_an_error_in_one_process_ends_the_other_one(tmp_path: Path) -> None:
         assert run.end(1) == 1
         assert run.end(0, SECONDS) == ENDED_BY_A_PEER
     assert "ValueError: row 7 is bad\nmore about it" in run.text(1)
-    assert "process 1 failed at step 6: ValueError: row 7 is bad; this process (0)" in (
+    assert "process 1 failed at batch 6: ValueError: row 7 is bad; this process (0)" in (
         run.text(0)
     )
     assert run.text(0).count("flushed") == 1
@@ -45,7 +45,7 @@ def test_an_error_in_process_0_ends_the_other_one(tmp_path: Path) -> None:
     with Run(tmp_path, [[*LONG, "raise=7"], LONG]) as run:
         assert run.end(0) == 1
         assert run.end(1, SECONDS) == ENDED_BY_A_PEER
-    assert "process 0 failed at step 6: ValueError: row 7 is bad; this process (1)" in (
+    assert "process 0 failed at batch 6: ValueError: row 7 is bad; this process (1)" in (
         run.text(1)
     )
 
@@ -63,7 +63,7 @@ def test_a_process_that_is_killed_or_stopped_ends_the_other_one(
         run.processes[victim].send_signal(kind)
         assert run.end(other, SECONDS) != 0
     told = re.search(
-        rf"flaxtrain: process {victim} is gone: .*, last known at step (\d+); "
+        rf"flaxtrain: process {victim} is gone: .*, last known at batch (\d+); "
         rf"this process \({other}\) ends",
         run.text(other),
     )
@@ -89,7 +89,7 @@ def test_an_error_that_is_caught_ends_the_other_one_too(tmp_path: Path, victim: 
     with Run(tmp_path, words) as run:
         assert run.end(victim) == 1
         assert run.end(1 - victim, SECONDS) == ENDED_BY_A_PEER
-    assert f"process {victim} failed at step 6: ValueError: row 7" in run.text(1 - victim)
+    assert f"process {victim} failed at batch 6: ValueError: row 7" in run.text(1 - victim)
     assert "flaxtrain:" not in run.text(victim)
 
 
@@ -127,7 +127,7 @@ def test_an_error_after_the_work_ends_one_that_waits(tmp_path: Path, victim: int
     with Run(tmp_path, words) as run:
         assert run.end(victim) == 1
         assert run.end(1 - victim, SECONDS) == ENDED_BY_A_PEER
-    assert f"process {victim} failed at step 5: KeyError" in run.text(1 - victim)
+    assert f"process {victim} failed at batch 5: KeyError" in run.text(1 - victim)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flaxtrain.parallel.leaving import ENDED_BY_A_PEER
+from flaxtrain.parallel.processes.leaving import ENDED_BY_A_PEER
 from tests.processes.running import CHILD, Run
 from tests.processes.test_peers import SECONDS
 
@@ -39,7 +39,7 @@ def test_a_hook_that_raises_ends_both(tmp_path: Path, victim: int) -> None:
     with Run(tmp_path, words, TRAINER) as run:
         assert run.end(victim) == 1
         assert run.end(1 - victim, SECONDS) == ENDED_BY_A_PEER
-    told = f"process {victim} failed at step 50: ValueError: no more disk"
+    told = f"process {victim} failed at batch 50: ValueError: no more disk"
     assert told in run.text(1 - victim)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ import flaxtrain as ft
 from configs.finetune_digits import WAYS, get_config
 from tasks.finetune_digits import Network, digits_0_to_4, digits_5_to_9
 from tasks.finetune_digits import __main__ as script
+from tests.runs import same
 
 STEPS = 5
 """One before the first thawing, and a phase for each block: 20% of the run each."""
@@ -25,10 +25,6 @@ def small(way: str) -> ft.Config:
     if way != "pretrain":
         config.data.per_class = 2
     return config
-
-
-def same(a: Any, b: Any) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def untrained(directory: Path) -> Path:

@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flaxtrain.train.frozen_modules import NOTHING_FROZEN, FrozenModules
 from flaxtrain.train.row_mask import row_mask
@@ -22,7 +21,6 @@ __all__ = [
     "Form",
     "Model",
     "X",
-    "same",
     "start",
     "train",
 ]
@@ -296,14 +294,6 @@ class Model(nn.Module):
         x = nn.Dropout(0.5, deterministic=not train, name="between")(x)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.5, name="beside")(x)
         return nn.Dense(2, name="head")(x)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two trees are equal in structure and in every bit."""
-    if jax.tree.structure(one) != jax.tree.structure(other):
-        return False
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
 def start(model: nn.Module, x: Any = X) -> dict[str, Any]:

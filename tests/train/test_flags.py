@@ -8,12 +8,12 @@ import flax.linen as nn
 import pytest
 
 from flaxtrain.train.frozen_modules import FrozenModule, FrozenModules
+from tests.runs import same
 from tests.train.frozen_models import (
     ENCODERS,
     AskingForStreams,
     Form,
     Model,
-    same,
     start,
     train,
 )

@@ -20,7 +20,8 @@ from flaxtrain.train.frozen_modules import (
     frozen_modules,
 )
 from flaxtrain.train.row_mask import row_mask
-from tests.train.frozen_models import ENCODERS, Encoder, Form, Model, X, same, start, train
+from tests.runs import same
+from tests.train.frozen_models import ENCODERS, Encoder, Form, Model, X, start, train
 
 ENCODER = FrozenModules((FrozenModule(("encoder",)),))
 

@@ -18,11 +18,13 @@ from flaxtrain.errors import BatchError
 from flaxtrain.train import microbatch_key
 from flaxtrain.train.keys import step_key
 from tests.models import CNN, GPT, MLP
-from tests.runs import AS_IT_COMES, FLOAT32_BAR
+from tests.runs import AS_IT_COMES, FLOAT32_BAR, assert_agree, same
 from tests.train.test_padding_is_exact import numbers
 
 # Everything is float64, and sums are formed in another order.
 BAR = 1e-12
+# Of booleans and integers a mean is formed in float32.
+assert_same = functools.partial(assert_agree, bar=BAR, narrow=("metrics/accuracy",))
 ROWS = 24
 
 
@@ -57,18 +59,6 @@ def step(
     recipe = recipe_of(module, batch, count, loss)
     train_step = jax.jit(ft.train_step, static_argnums=0)
     return numbers(*train_step(recipe, state_of(recipe), batch, mask))
-
-
-def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for prefix in ("params", "collections", "metrics"):
-        group = {name for name in one if name.startswith(prefix)}
-        largest = max((np.abs(one[name]).max() for name in group), default=1.0)
-        for name in group:
-            assert np.isfinite(one[name]).all()
-            # Of booleans and integers a mean is formed in float32.
-            bar = 1e-6 if name == "metrics/accuracy" else BAR
-            assert np.abs(one[name] - other[name]).max() / largest <= bar, name
 
 
 def weighted() -> dict[str, np.ndarray]:
@@ -198,7 +188,7 @@ def test_two_runs_have_the_same_bits() -> None:
     recipe = recipe_of(MLP(), batch, 4)
     train_step = jax.jit(ft.train_step, static_argnums=0)
     one, other = (numbers(*train_step(recipe, state_of(recipe), batch)) for _ in range(2))
-    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+    assert same(one, other)
 
 
 def test_only_convolutions_are_unrolled_and_only_on_cpu() -> None:

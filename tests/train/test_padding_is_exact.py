@@ -14,9 +14,11 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.tree import named_leaves
 from tests.models import CNN, GPT, MLP
+from tests.runs import assert_agree
 
 # Everything is float64; sums over 12 instead of 16 rows are formed in another order.
 BAR = 1e-12
+assert_same = functools.partial(assert_agree, bar=BAR)
 ROWS, PADDED = 12, 16
 
 
@@ -90,18 +92,6 @@ def plain(name: str) -> dict[str, np.ndarray]:
     found = numbers(*step(*CASES[name], None))
     assert all(np.isfinite(value).all() for value in found.values())
     return found
-
-
-def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    # Relative to the largest entry of the whole gradient: a bias before BatchNorm has gradient
-    # 0.
-    for prefix in ("params", "collections", "metrics"):
-        group = {name for name in one if name.startswith(prefix)}
-        largest = max((np.abs(one[name]).max() for name in group), default=1.0)
-        for name in group:
-            deviation = np.abs(one[name] - other[name]).max() / largest
-            assert deviation <= BAR, (name, deviation)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -17,6 +17,7 @@ from flaxtrain import errors
 from flaxtrain.train import predict_step
 from flaxtrain.train.probe import Probe
 from flaxtrain.tree import named_leaves
+from tests.runs import bits
 
 RNG = np.random.default_rng(0)
 X, LABEL = RNG.normal(size=(11, 4)).astype(np.float32), RNG.integers(0, 3, 11).astype(np.int32)
@@ -56,10 +57,6 @@ def names(recipe: ft.Recipe) -> set[str]:
 def on_shapes(step: Callable[..., Any], recipe: ft.Recipe, batch: Any = DATA) -> Any:
     """Runs a step on its initial state, without compiling it."""
     return jax.eval_shape(lambda: step(recipe, recipe.init(0), batch))
-
-
-def bits(tree: Any) -> dict[str, bytes]:
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(tree)}
 
 
 def test_parameters_of_both_modes_are_in_facts_decay_and_plan() -> None:

@@ -13,8 +13,8 @@ import optax
 import pytest
 
 import flaxtrain as ft
-from flaxtrain.tree import flatten, global_norm, named_leaves
-from tests.runs import FLOAT32_BAR, counted
+from flaxtrain.tree import flatten, global_norm
+from tests.runs import FLOAT32_BAR, bits, counted
 
 STEP = jax.jit(ft.train_step, static_argnums=0)
 RNG = np.random.default_rng(0)
@@ -148,10 +148,6 @@ def test_an_object_is_clipped_in_front() -> None:
     for end in ends[1:]:
         for ours, theirs in zip(jax.tree.leaves(end), jax.tree.leaves(ends[0]), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=FLOAT32_BAR, atol=1e-7)
-
-
-def bits(tree: Any) -> dict[str, bytes]:
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named_leaves(tree)}
 
 
 def test_a_rejected_step_leaves_the_memory_as_it_was() -> None:

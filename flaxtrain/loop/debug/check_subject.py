@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxtrain.metrics.monoid import compute
-from flaxtrain.parallel import compiled
+from flaxtrain.parallel.compile import compiled
 from flaxtrain.params.intercept import MethodCall, intercepted
 from flaxtrain.train import Recipe, TrainState, eval_step, row_outputs, trial_gradient
 from flaxtrain.train.flags import force_attributes, forced_call

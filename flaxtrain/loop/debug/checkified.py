@@ -20,8 +20,9 @@ from flaxtrain.loop.arguments import FitCall
 from flaxtrain.loop.debug.twin import say, twin_of
 from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
-from flaxtrain.loop.window import TrainProgram
-from flaxtrain.parallel import ONE_DEVICE, Compiled, Engine, compiled
+from flaxtrain.loop.step_programs import TrainProgram
+from flaxtrain.parallel.compile import Compiled, compiled
+from flaxtrain.parallel.engine import ONE_DEVICE, Engine
 from flaxtrain.train import Recipe, Rows, TrainState, forward
 from flaxtrain.typing import Array, Batch
 

@@ -9,6 +9,7 @@ from flaxtrain.loop.debug.check import examine
 from flaxtrain.loop.debug.check_report import CheckReport
 from flaxtrain.loop.debug.find_lr import find_learning_rate
 from flaxtrain.loop.debug.lr_curve import LearningRateCurve
+from flaxtrain.parallel import peer_watch
 
 if TYPE_CHECKING:
     from flaxtrain.loop.trainer import Trainer
@@ -55,7 +56,8 @@ class Debuggable:
             >>> [finding.check for finding in report.findings]
             ['labels']
         """
-        return examine(cast("Trainer", self), ds, batch_size)
+        with peer_watch().guard():
+            return examine(cast("Trainer", self), ds, batch_size)
 
     def find_lr(
         self,
@@ -100,12 +102,13 @@ class Debuggable:
             >>> 1e-2 < curve.suggestion < 10, trainer.state is None
             (True, True)
         """
-        return find_learning_rate(
-            cast("Trainer", self),
-            ds,
-            lowest=min,
-            highest=max,
-            steps=steps,
-            smoothing=smoothing,
-            batch_size=batch_size,
-        )
+        with peer_watch().guard():
+            return find_learning_rate(
+                cast("Trainer", self),
+                ds,
+                lowest=min,
+                highest=max,
+                steps=steps,
+                smoothing=smoothing,
+                batch_size=batch_size,
+            )

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from flaxtrain.data import HostBatch, Stream
+from flaxtrain.data.around import StreamAround
 from flaxtrain.data.stream import ArrayStream
 from flaxtrain.typing import HostTree
 
@@ -17,7 +18,7 @@ __all__ = ["FirstBatches", "few_batches", "sample_of"]
 
 
 @dataclass(frozen=True)
-class FirstBatches:
+class FirstBatches(StreamAround):
     """The first batches of each epoch of a stream; see `Stream` for the members.
 
     Attributes:
@@ -25,13 +26,7 @@ class FirstBatches:
         count: how many batches.
     """
 
-    source: Stream
     count: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of every batch."""
-        return self.source.rows
 
     @property
     def batches_per_epoch(self) -> int | None:
@@ -45,28 +40,9 @@ class FirstBatches:
         return None
 
     @property
-    def may_be_padded(self) -> bool:
-        """Whether a batch of the source may be padded."""
-        return self.source.may_be_padded
-
-    @property
-    def seekable(self) -> bool:
-        """Whether the source is."""
-        return self.source.seekable
-
-    @property
-    def repeats(self) -> bool:
-        """Whether the source does."""
-        return self.source.repeats
-
-    @property
     def description(self) -> str:
         """One line for logs."""
         return f"the first {self.count} batches of {self.source.description}"
-
-    def example(self) -> HostBatch:
-        """Returns the first batch."""
-        return self.source.example()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[HostBatch]:
         """Returns the first batches of one epoch, from batch number `start` on."""

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxtrain.checks import check_integer, check_number
-from flaxtrain.data import HostBatch, Stream, prefetch, rows_as_given
+from flaxtrain.data import HostBatch, Stream, prefetch
+from flaxtrain.data.local_rows import rows_as_given
 from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError
 from flaxtrain.loop.courses import course_of
@@ -30,9 +31,9 @@ from flaxtrain.loop.evaluation import checked
 from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import checked_mask
 from flaxtrain.loop.resume import begin
+from flaxtrain.loop.step_programs import on_engine
 from flaxtrain.loop.streams import on_devices, training_stream
-from flaxtrain.loop.window import on_engine
-from flaxtrain.parallel import Engine
+from flaxtrain.parallel.engine import Engine
 from flaxtrain.schedules import exponential_decay
 from flaxtrain.spec import Lookahead, OptSpec
 from flaxtrain.train import Recipe, TrainState, train_step
@@ -97,7 +98,7 @@ def find_learning_rate(
     if trainer.state is None:
         state = begin(recipe, stream, trainer.seed, None, trainer.init_from, engine).state
     else:
-        state = engine.put(_with_weights(recipe, trainer.state))
+        state = engine.place_state(_with_weights(recipe, trainer.state))
     rates = float(lowest) * growth ** (np.arange(steps) / (steps - 1))
     found = _Losses(steps, float(smoothing))
     stopped = _sweep(recipe, engine, state, stream, found)
@@ -205,7 +206,7 @@ def _sweep(
     recipe: Recipe, engine: Engine, state: TrainState, stream: Stream, found: _Losses
 ) -> str:
     """Makes the updates; returns why they ended. The losses are read a few steps late."""
-    on_all = on_engine(engine, recipe)
+    on_all = on_engine(recipe, engine)
 
     def one(state: TrainState, batch: Batch, mask: ArrayLike | None) -> tuple[Any, Any]:
         new, metrics = train_step(on_all, state, batch, mask, norms=False)
@@ -215,8 +216,8 @@ def _sweep(
         overflow = (after.not_finite > before.not_finite) & lowered
         return new, (metrics["loss"].compute(), new.step > state.step, rejected, overflow)
 
-    parts = recipe.spec.accumulation.microbatches
-    step = engine.compiled_step(one, donate=(0,), rows=(1, 2), parts=parts)
+    microbatches = recipe.spec.accumulation.microbatches
+    step = engine.compiled_step(one, donate=(0,), rows=(1, 2), microbatches=microbatches)
     in_flight: Bounded[Any] = Bounded()
     idle_batches = 0
     for batch in prefetch(_endless(recipe, stream), step.place):

@@ -14,7 +14,7 @@ import pytest
 import flaxtrain as ft
 from flaxtrain.errors import DataError
 from tests.models import example
-from tests.runs import refused
+from tests.runs import bits, refused
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 4)).astype(np.float32)
@@ -284,11 +284,11 @@ def test_what_gives_no_occasion_is_not_looked_at() -> None:
 def test_the_state_of_a_trained_trainer_keeps_every_bit() -> None:
     trainer = ft.Trainer(Net(lambda h, train: h), SPEC, verbose=False)
     trainer.fit(DATA, steps=2, batch_size=8)
-    before = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(trainer.state.params)]
+    before = bits(trainer.state.params)
     state, recipe = trainer.state, trainer.recipe
     assert trainer.check(DATA, batch_size=8).ok
     assert trainer.state is state and trainer.recipe is recipe
-    assert before == [np.asarray(x).tobytes() for x in jax.tree.leaves(trainer.state.params)]
+    assert bits(trainer.state.params) == before
     trainer.fit(DATA, steps=1, batch_size=8)
     assert int(trainer.state.step) == 3
 

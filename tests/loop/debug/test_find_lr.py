@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
@@ -17,18 +16,13 @@ from flaxtrain.durations import Horizon
 from flaxtrain.errors import ArgumentError, ArgumentTypeError, DataError
 from flaxtrain.loop.debug.find_lr import swept
 from flaxtrain.loop.debug.lr_curve import LearningRateCurve
-from tests.runs import refused
+from tests.runs import bits, refused
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 4)).astype(np.float32)
 DATA = {"x": X, "label": (X @ RNG.normal(size=(4, 3))).argmax(-1).astype(np.int32)}
 SPEC = ft.OptSpec("sgd", learning_rate=0.1)
 MODEL = nn.Dense(3)
-
-
-def bits(tree: Any) -> list[bytes]:
-    tree = tree.replace(rng=jax.random.key_data(tree.rng))
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def test_the_trainer_keeps_every_bit_and_the_next_fit_is_what_it_would_have_been() -> None:
