@@ -12,11 +12,12 @@ import jax
 from jax.sharding import Mesh
 from jax.stages import Traced
 
+from flaxtrain.loop.step_programs import seeing_all
 from flaxtrain.parallel import Layout, Sharding
 from flaxtrain.parallel.compile import Compiled
 from flaxtrain.parallel.layout.table import on_one_device
 from flaxtrain.parallel.mesh_engine import MeshEngine
-from flaxtrain.train import OneProgram, Recipe, train_step
+from flaxtrain.train import Recipe, train_step
 from flaxtrain.tree import nbytes
 
 
@@ -27,7 +28,7 @@ class ShapedStep(NamedTuple):
         layout: where each array of a state lies.
         state: shapes of the state, with shardings.
         batch: shapes of a batch, with shardings.
-        step: the step, as `Trainer(mesh=...)` makes it.
+        step: the step, as `Trainer(mesh=...)` makes it, without its window of metrics.
     """
 
     layout: Layout
@@ -50,7 +51,7 @@ def shaped_step(recipe: Recipe, batch: Any, mesh: Mesh, sharding: Sharding) -> S
     """Returns the training step of a recipe on a mesh, for the shapes of a batch."""
     layout = Layout(mesh, sharding, recipe.facts)
     engine = MeshEngine(layout)
-    recipe = recipe.changed(replicas=OneProgram(engine.spread, engine.keep_rows))
+    recipe = seeing_all(recipe, engine)
     state = jax.eval_shape(recipe.init)
     return ShapedStep(
         layout,

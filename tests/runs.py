@@ -121,14 +121,14 @@ def ulps(ours: Any, reference: Any) -> float:
 
 def differing_leaves(ours: Any, reference: Any) -> list[str]:
     """Returns the paths of leaves that differ in shape, dtype or any bit."""
+
+    def form(leaf: Any) -> tuple[Any, ...]:
+        return leaf.shape, leaf.dtype, _exact(leaf).tobytes()
+
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(reference), strict=True
     )
-    return [
-        jax.tree_util.keystr(path)
-        for (path, a), b in pairs
-        if a.dtype != b.dtype or _exact(a).tobytes() != _exact(b).tobytes()
-    ]
+    return [jax.tree_util.keystr(path) for (path, a), b in pairs if form(a) != form(b)]
 
 
 def readable(tree: Any) -> dict[str, np.ndarray]:
@@ -167,6 +167,7 @@ def assert_agree(
         names = [name for name in one if name.partition("/")[0] == kind]
         largest = max(np.abs(one[name]).max() for name in names)
         for name in names:
+            assert one[name].shape == other[name].shape, name
             assert np.isfinite(one[name]).all(), name
             gap = np.abs(one[name] - other[name]).max()
             assert gap <= (1e-6 if name.startswith(narrow) else bar) * largest, (name, gap)

@@ -112,8 +112,8 @@ def aligned(stream: Stream, multiple: int, microbatches: int = 1) -> Stream:
 
     Args:
         stream: the data.
-        multiple: what the rows of a microbatch are to be a multiple of: the number of devices
-            that a batch is spread over.
+        multiple: what the rows of a microbatch are to be a multiple of: the number of shards
+            that a batch is cut into.
         microbatches: their number in a batch; one that `stream.rows` is no multiple of is left
             for the training step to refuse.
 

@@ -32,13 +32,13 @@ class Made(NamedTuple):
         state: the state after its last step.
         window: the metrics so far.
         status: where the device is after the last step.
-        found: where it is after each step.
+        statuses: where it is after each step.
     """
 
     state: TrainState
     window: Any
     status: Array
-    found: Array
+    statuses: Array
 
 
 class OneStep(NamedTuple):
@@ -75,7 +75,7 @@ class OneStep(NamedTuple):
         return Made(state, window, status, status)
 
     def record(
-        self, number: int, places: Sequence[tuple[int, int]], found: Array
+        self, number: int, places: Sequence[tuple[int, int]], statuses: Array
     ) -> DispatchedCall:
         """Returns what is kept until the step is known to be done.
 
@@ -85,9 +85,9 @@ class OneStep(NamedTuple):
         Args:
             number: of the batch in the run.
             places: the epoch of each batch, and its place there.
-            found: as in `Made`.
+            statuses: as in `Made`.
         """
-        return Dispatched(number, *places[0], self.batch.data, self.mask, found)
+        return Dispatched(number, *places[0], self.batch.data, self.mask, statuses)
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,11 @@ class SeveralSteps(NamedTuple):
         return Made(*step(state, window, self.data, self.mask, last, span))
 
     def record(
-        self, number: int, places: Sequence[tuple[int, int]], found: Array
+        self, number: int, places: Sequence[tuple[int, int]], statuses: Array
     ) -> DispatchedCall:
         """Returns what is kept until the steps are known to be done; as for `OneStep`."""
         data = self.block.batch.data
-        return DispatchedBlock(number, self.first, tuple(places), data, self.mask, found)
+        return DispatchedBlock(number, self.first, tuple(places), data, self.mask, statuses)
 
 
 Call: TypeAlias = OneStep | SeveralSteps

@@ -86,7 +86,7 @@ class Dispatched(NamedTuple):
         number: of its batch in the run, from 0.
         epoch: in which the batch came.
         place: of the batch in its epoch, from 0.
-        data: the batch, as the step got it.
+        data: the placed batch, without cached features.
         mask: the mask of its real rows, or None.
         status: where the device is after the step; on the device.
     """

@@ -91,7 +91,7 @@ ONE_STEP_ON_ONE_DEVICE = PlannedDevices()
 
 
 def planned_devices(
-    recipe: Recipe, stream: Stream, devices: Devices, calls: StepsPerCall
+    recipe: Recipe, stream: Stream, devices: Devices, steps_per_call: StepsPerCall
 ) -> PlannedDevices:
     """Returns what a plan says about the devices. Nothing is allocated on them.
 
@@ -99,20 +99,20 @@ def planned_devices(
         recipe: the recipe of any phase.
         stream: the data, padded so that batches divide.
         devices: those of the trainer.
-        calls: how many steps a call is to make.
+        steps_per_call: how many steps a call is to make.
 
     Raises:
         ArgumentError: so many steps can't be written out.
         ParameterError: a parameter can't be laid out as the sharding says.
     """
-    chosen = _calls(calls, recipe)
+    chosen = _call_form(steps_per_call, recipe)
     steps, unrolled = chosen.steps, chosen.form == "unrolled"
     if devices.mesh is None:
         return PlannedDevices(steps_per_call=steps, unrolled=unrolled)
     layout = Layout(devices.mesh, devices.sharding, recipe.facts)
     recipe = recipe.at(0)
     state = jax.eval_shape(recipe.init)
-    local = on_one_device(state, layout.state(state))
+    held = on_one_device(state, layout.state(state))
     left_whole: dict[str, tuple[str, ...]] = {}
     for path, why in layout.left_whole.items():
         left_whole[why] = (*left_whole.get(why, ()), recipe.facts[path].name)
@@ -126,18 +126,18 @@ def planned_devices(
         unrolled=unrolled,
         rows=stream.rows // devices.multiple,
         padding=stream.rows - rows_as_given(stream),
-        memory=memory_by_kind(recipe, local),
+        memory=memory_by_kind(recipe, held),
         left_whole=left_whole,
     )
 
 
-def _calls(calls: StepsPerCall, recipe: Recipe) -> CallForm:
-    """Returns the calls, without deciding anything for `fit`; of 0 steps if they are timed."""
-    if calls.call_form is not None:
-        return calls.call_form
-    if isinstance(calls.asked, str):
+def _call_form(steps_per_call: StepsPerCall, recipe: Recipe) -> CallForm:
+    """Returns the form of a call, without deciding anything for `fit`; 0 steps: to be timed."""
+    if steps_per_call.call_form is not None:
+        return steps_per_call.call_form
+    if isinstance(steps_per_call.asked, str):
         return CallForm(0, ONE_STEP.form)
-    return CallForm.of(calls.asked, recipe)
+    return CallForm.of(steps_per_call.asked, recipe)
 
 
 def _sharding_text(sharding: Sharding) -> str:

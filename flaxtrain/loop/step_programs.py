@@ -120,8 +120,6 @@ class TrainProgram:
 
 def on_engine(recipe: Recipe, engine: Engine) -> Recipe:
     """Returns a recipe whose training step knows of the other devices."""
-    if engine is ONE_DEVICE:
-        return recipe
     if engine.axis_name is not None:
         return recipe.changed(replicas=AxisReplicas(engine.axis_name))
     return seeing_all(recipe, engine)

@@ -202,12 +202,12 @@ class Stepping:
         if points.window is None:
             points.window = self._program.empty_window(self.state, *call.shapes)
         self._watch.progress(self.batches + call.steps)  # the dispatch may wait for the others
-        self.state, points.window, self._status, found = call.make(
+        self.state, points.window, self._status, statuses = call.make(
             self._program, self.state, points.window, self._last
         )
         self.dispatched = True  # from here on, the state before is gone: it was donated
         places = [self._passes.place() for _ in range(call.steps)]
-        dispatched = call.record(self.batches, places, found)
+        dispatched = call.record(self.batches, places, statuses)
         self.batches += call.steps
         if (halted := self._in_flight.dispatched(dispatched, call.steps)) is not None:
             raise self._error(halted)

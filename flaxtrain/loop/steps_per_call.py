@@ -53,7 +53,7 @@ class CallForm:
     Args:
         steps: at most so many.
         form: `"single"`, one step; `"loop"`, a loop on the device; `"unrolled"`, written out,
-            for convolutions on a CPU, which XLA makes ten times slower inside of a loop.
+            for convolutions on a CPU, which XLA makes several times slower inside of a loop.
     """
 
     steps: int

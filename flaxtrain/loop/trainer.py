@@ -293,8 +293,8 @@ class Trainer(Debuggable, Evaluating):
 
     def _training(self, ds: Any, batch_size: int | None) -> tuple[Stream, list[str]]:
         stream, notes = training_stream(ds, batch_size, self.seed)
-        parts = self.spec.accumulation.microbatches
-        return on_devices(stream, self._devices, parts), notes + self._devices.notes()
+        microbatches = self.spec.accumulation.microbatches
+        return on_devices(stream, self._devices, microbatches), notes + self._devices.notes()
 
     def _build(self, stream: Stream, horizon: Horizon, keep: bool = True) -> Recipe:
         recipe = self.recipe if self._fitted else None
@@ -321,11 +321,11 @@ class Trainer(Debuggable, Evaluating):
 
     def _start(self, recipe: Recipe, stream: Stream) -> Start:
         """Returns what the run begins with: the trainer's state, if it has one."""
-        engine, calls = self._programs.engine, self._programs.steps_per_call
+        engine, steps_per_call = self._programs.engine, self._programs.steps_per_call
         if self.state is not None:
             return Start(recipe, engine.place_state(self.state), [], {})
         start = begin(recipe, stream, self.seed, self.workdir, self.init_from, engine)
-        return start._replace(notes=start.notes + calls.resume(start.call_form))
+        return start._replace(notes=start.notes + steps_per_call.resume(start.call_form))
 
     def _inferred(self, recipe: Recipe) -> list[str]:
         loss, notes = recipe.supervised, [*recipe.options.notes]

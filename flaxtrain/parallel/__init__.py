@@ -1,4 +1,4 @@
-"""Where functions are compiled and batches placed: `jit` and donation happen here only."""
+"""Where steps are compiled, and batches and states placed: donation happens here only."""
 
 from flaxtrain.parallel.global_arrays import gathered
 from flaxtrain.parallel.layout import DeviceBytes, Layout, LayoutRow, LayoutTable

@@ -102,6 +102,7 @@ class Devices(NamedTuple):
 
         Raises:
             ArgumentError: the mesh has no device of this process.
+            BatchError: the rows can't be spread evenly.
         """
         return local_rows(self._batch, rows)
 

@@ -1,7 +1,7 @@
 """Where programs run: on one device, or on all devices of a mesh.
 
 An engine places batches and states, and compiles functions so that what they return lies where
-it lay before. The functions know nothing of it.
+it lay before. What a training step has to know of it are `axis_name`, `spread` and `keep_rows`.
 """
 
 from __future__ import annotations

@@ -18,13 +18,12 @@ __all__ = ["gathered", "global_batch", "is_held_here", "local_rows", "shards_by_
 T = TypeVar("T")
 
 
-def local_rows(sharding: NamedSharding, rows: int, *, axis: int = 0) -> slice | np.ndarray:
+def local_rows(sharding: NamedSharding, rows: int) -> slice | np.ndarray:
     """Returns which rows of a global batch the devices of this process hold.
 
     Args:
         sharding: of the batch.
         rows: of the global batch, all processes together.
-        axis: which one the rows are.
 
     Returns:
         A range; or the numbers of the rows, ascending, where the mesh mixes the devices of
@@ -39,16 +38,12 @@ def local_rows(sharding: NamedSharding, rows: int, *, axis: int = 0) -> slice | 
         >>> local_rows(NamedSharding(mesh, PartitionSpec("data")), 8)
         slice(0, 8, None)
     """
-    shape = (1,) * axis + (rows,)
     try:
-        indices = sharding.addressable_devices_indices_map(shape)
+        indices = sharding.addressable_devices_indices_map((rows,))
     except ValueError as error:
         raise _uneven(rows, sharding) from error
     spans = sorted(
-        {
-            (index or (slice(None),) * (axis + 1))[axis].indices(rows)[:2]
-            for index in indices.values()
-        }
+        {(index or (slice(None),))[0].indices(rows)[:2] for index in indices.values()}
     )
     if not spans:
         raise ArgumentError(

@@ -15,7 +15,6 @@ from flaxtrain.parallel.compile import Compiled, compiled
 from flaxtrain.parallel.engine import Engine
 from flaxtrain.parallel.global_arrays import gathered, global_batch
 from flaxtrain.parallel.layout import Layout
-from flaxtrain.parallel.mesh import batch_shards
 from flaxtrain.typing import Key
 
 __all__ = ["MeshEngine"]
@@ -40,11 +39,6 @@ class MeshEngine(Engine):
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-
-    @property
-    def multiple(self) -> int:
-        """The number of devices that a batch is spread over."""
-        return batch_shards(self.layout.mesh)
 
     def spread(self, microbatches: T) -> T:
         """Spreads the rows of each microbatch over all devices.

@@ -16,7 +16,7 @@ from flaxtrain.errors import ArgumentError
 from flaxtrain.parallel.compile import Compiled
 from flaxtrain.parallel.place import place
 
-__all__ = ["cut_rows", "joined_rows", "pmapped", "replicate"]
+__all__ = ["cut_rows", "joined_rows", "pmapped"]
 
 T = TypeVar("T")
 
@@ -140,21 +140,3 @@ def joined_rows(batch: T, *, microbatches: int = 1) -> T:
         return np.swapaxes(parts, 0, 1).reshape(-1, *leaf.shape[2:])
 
     return jax.tree.map(joined, batch)
-
-
-def replicate(tree: T, axis_name: str, devices: Sequence[Any] | None = None) -> T:
-    """Returns arrays with a copy on every device, as what a function of `pmapped` returns.
-
-    A state that lies elsewhere would be one more program to compile.
-
-    Args:
-        tree: any tree of arrays.
-        axis_name: as for `pmapped`.
-        devices: as for `pmapped`.
-
-    Example:
-        >>> replicate(np.ones(2), "data").sharding.is_fully_replicated
-        True
-    """
-    mesh = jax.sharding.Mesh(jax.local_devices() if devices is None else devices, (axis_name,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

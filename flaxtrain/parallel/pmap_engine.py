@@ -41,7 +41,7 @@ class PmapEngine(MeshEngine):
 
     def describe(self) -> str:
         """Returns the number of replicas."""
-        return f"pmap over {self.multiple} devices"
+        return f"pmap over {self.layout.mesh.size} devices"
 
     def as_rows(self, batch: T, *, microbatches: int) -> T:
         """Returns the rows of all devices, in their order."""
@@ -58,7 +58,7 @@ class PmapEngine(MeshEngine):
     ) -> Compiled:
         """Returns the function compiled to run on every device."""
         place = partial(
-            cut_rows, devices=self.multiple, microbatches=microbatches, stacked=stacked
+            cut_rows, devices=self.layout.mesh.size, microbatches=microbatches, stacked=stacked
         )
         devices = self.layout.mesh.devices
         assert devices is not None  # an abstract mesh compiles nothing

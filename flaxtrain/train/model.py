@@ -135,7 +135,7 @@ class BoundModel:
             self._frozen.applied(rngs) as frozen_rngs,
             self.frozen_calls.applied(self._frozen, rngs) as call_rngs,
             row_mask(self.mask, rngs) as extra_rngs,
-            self._replicas.statistics(rngs) as replica_rngs,
+            self._replicas.model_context(rngs) as replica_rngs,
             _explained(self.module, self.train, self._evaluation_error),
         ):
             output = self.module.apply(

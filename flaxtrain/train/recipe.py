@@ -220,9 +220,9 @@ class Recipe:
 
     @cached_property
     def unroll(self) -> bool:
-        """Whether the loop over microbatches is written out.
+        """Whether loops over microbatches, and over the steps of a call, are written out.
 
-        On CPU only, and for models with convolutions: XLA makes them ten times slower there
+        On CPU only, and for models with convolutions: XLA makes them several times slower there
         inside of a loop.
         """
         return jax.default_backend() == "cpu" and self.probe.has_convolutions

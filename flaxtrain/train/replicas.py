@@ -79,7 +79,7 @@ class Replicas:
         """Returns arrays `[rows, ...]` as `[count, rows / count, ...]`, in their order."""
         return _microbatches(tree, count)
 
-    def statistics(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
+    def model_context(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
         """Returns the context in which the model runs.
 
         In it, BatchNorm forms the statistics of all replicas' rows.
@@ -111,7 +111,7 @@ class OneProgram(Replicas):
         """Returns the microbatches, spread."""
         return self.spread(_microbatches(tree, count))
 
-    def statistics(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
+    def model_context(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
         """Returns `context(rngs)`; all rows are in the program."""
         return self.context(rngs)
 
@@ -178,7 +178,7 @@ class AxisReplicas(Replicas):
 
         return fetch
 
-    def statistics(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
+    def model_context(self, rngs: Mapping[str, Key]) -> AbstractContextManager[dict[str, Key]]:
         """Hands the calls of `nn.BatchNorm` to `shared_statistics`."""
         return shared_statistics(self.axis_name, rngs)
 

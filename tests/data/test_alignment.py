@@ -25,12 +25,12 @@ def stream(rows: int = 12, multiple: int = 8, microbatches: int = 2) -> Any:
     return aligned(as_stream(ARRAYS, batch_size=rows), multiple, microbatches)
 
 
-def test_each_part_is_padded_by_itself_and_padding_has_no_weight() -> None:
+def test_each_microbatch_is_padded_by_itself_and_padding_has_no_weight() -> None:
     first, last = stream().epoch(0)
     assert first.data["x"].tolist() == [*range(6), 5, 5, *range(6, 12), 11, 11]
     assert first.mask.tolist() == [*[True] * 6, False, False] * 2
     assert first.data["weight"][[6, 7, 14, 15]].tolist() == [0.0] * 4
-    # The last batch has 8 rows, which leaves two for its second part.
+    # The last batch has 8 rows, which leaves two for its second microbatch.
     assert last.mask.sum() == last.count == 8
     assert last.mask[8:].tolist() == [True, True, *[False] * 6]
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import flaxtrain as ft
-from flaxtrain.parallel.pmap import cut_rows, pmapped, replicate
+from flaxtrain.parallel.pmap import cut_rows, pmapped
 from flaxtrain.train.batch_statistics import add_batch, no_batches
 from flaxtrain.train.replicas import AxisReplicas
 from flaxtrain.train.replicated import with_replicas
@@ -35,6 +35,12 @@ assert_same = functools.partial(assert_agree, bar=BAR, narrow=("collections",))
 DEVICES, ROWS = 8, 32
 REAL = np.arange(ROWS) < 21
 """Three rows of the sixth device's four are padding, and all of the last two devices'."""
+
+
+def replicated(tree: Any) -> Any:
+    """Returns arrays with a copy on every device, as what a function of `pmapped` returns."""
+    mesh = jax.sharding.Mesh(jax.local_devices(), ("data",))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def images(rows: int = ROWS, seed: int = 0) -> dict[str, np.ndarray]:
@@ -161,7 +167,7 @@ def test_gradient_metrics_statistics_and_counters_are_those_of_the_whole_batch(
 class OwnStatistics(AxisReplicas):
     """Replicas that add up all but what BatchNorm forms its statistics of."""
 
-    def statistics(self, rngs: Any) -> Any:
+    def model_context(self, rngs: Any) -> Any:
         return nullcontext({})
 
 
@@ -293,7 +299,7 @@ def test_dropout_differs_between_replicas_and_rounding_does_not() -> None:
     shared = with_replicas(recipe, AxisReplicas("data"))
     state = recipe.init(0)
     step = pmapped(lambda *args: ft.train_step(shared, *args), "data", mapped=(1,))
-    state = replicate(state, "data")
+    state = replicated(state)
     for _ in range(3):
         state, metrics = jax.block_until_ready(step(state, cut_rows(batch, DEVICES)))
         assert_replicated((state, metrics))
@@ -424,7 +430,7 @@ def test_dtypes_of_batch_norm_are_flax_own(forced: bool) -> None:
         return norm.apply(variables, x, mutable=["batch_stats"])
 
     def shared(x: Any) -> Any:
-        with AxisReplicas("data").statistics({}) as rngs:
+        with AxisReplicas("data").model_context({}) as rngs:
             return norm.apply(variables, x, mutable=["batch_stats"], rngs=rngs)
 
     ours = jax.pmap(shared, axis_name="data")(cut_rows(x, DEVICES))
@@ -443,7 +449,7 @@ def test_runs_repeat_bit_for_bit_and_are_compiled_once() -> None:
     run = Run(CNN(), ft.OptSpec("adam", 1e-3), batches[0])
 
     def trained() -> Any:
-        state = replicate(run.recipe.init(0), "data")
+        state = replicated(run.recipe.init(0))
         for batch in batches:
             state, _ = run.on_all(state, batch, REAL)
         return state

@@ -32,11 +32,10 @@ def test_keys_stay_keys_and_give_the_same_numbers() -> None:
     assert back["step"] == 2 and isinstance(back["w"], np.ndarray)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_one_process_has_all_rows(axis: int) -> None:
-    spec = PartitionSpec(*[None] * axis, "data")
+def test_one_process_has_all_rows() -> None:
+    spec = PartitionSpec("data")
     sharding = NamedSharding(jax.make_mesh((1,), ("data",)), spec)
-    assert local_rows(sharding, 12, axis=axis) == slice(0, 12)
+    assert local_rows(sharding, 12) == slice(0, 12)
 
 
 @pytest.mark.parametrize(
@@ -48,12 +47,11 @@ def test_one_process_has_all_rows(axis: int) -> None:
         ([1, 0, 1, 0], [2, 3, 6, 7]),
     ],
 )
-@pytest.mark.parametrize("axis", [0, 1])
 def test_the_rows_of_a_process_are_those_of_its_devices_wherever_they_lie(
-    owners: list[int], found: list[int], axis: int
+    owners: list[int], found: list[int]
 ) -> None:
-    spec = PartitionSpec(*[None] * axis, "data")
-    mine = local_rows(NamedSharding(pod_mesh({"data": 4}, owners), spec), 8, axis=axis)
+    spec = PartitionSpec("data")
+    mine = local_rows(NamedSharding(pod_mesh({"data": 4}, owners), spec), 8)
     assert np.arange(8)[mine].tolist() == found
     assert isinstance(mine, slice) == (found[-1] - found[0] == 3)
 

@@ -11,7 +11,7 @@ from flaxtrain.parallel.mesh_engine import _moving
 from flaxtrain.params import param_facts
 
 
-def test_several_processes_put_states_alike_by_one_program(
+def test_several_processes_place_states_alike_by_one_program(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)

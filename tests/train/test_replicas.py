@@ -158,4 +158,4 @@ def test_a_module_that_is_frozen_at_first_is_judged_as_it_will_be() -> None:
 
 def test_batch_norm_of_another_writing_is_refused(monkeypatch: Any) -> None:
     monkeypatch.setattr(nn.BatchNorm, "__call__", lambda self, x: x)
-    refused(lambda: AXIS.statistics({}), ModelError, "nn.BatchNorm")
+    refused(lambda: AXIS.model_context({}), ModelError, "nn.BatchNorm")

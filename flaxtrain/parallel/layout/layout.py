@@ -131,11 +131,6 @@ class Layout:
         names = batch_axes(self.mesh)
         return self._sharding(((), names) if stacked else (names,))
 
-    @property
-    def replicated(self) -> NamedSharding:
-        """The sharding of an array that every device has whole."""
-        return self._sharding(())
-
     @functools.cached_property
     def splits_like_rows(self) -> bool:
         """Whether a parameter is split over a mesh axis that rows are spread over as well."""

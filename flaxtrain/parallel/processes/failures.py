@@ -14,19 +14,19 @@ class Failures:
         others: the other processes.
 
     Attributes:
-        fit: how often work was begun.
+        work: how often work was begun.
 
     Example:
         >>> failures = Failures({1, 2})
         >>> failures.begin()
-        >>> failures.heard(Notice("failed", 1, fit=1))  # while all goes well here
+        >>> failures.heard(Notice("failed", 1, number=1))  # while all goes well here
         True
-        >>> failures.fail(), failures.heard(Notice("failed", 2, fit=1))
+        >>> failures.fail(), failures.heard(Notice("failed", 2, number=1))
         (1, False)
     """
 
     def __init__(self, others: set[int]) -> None:
-        self.fit, self._others = 0, frozenset(others)
+        self.work, self._others = 0, frozenset(others)
         # In which work it failed last: here, and in each other process.
         self._own, self._theirs = -1, dict[int, int]()
         # Seconds in which nobody's failure ends this process, which fails itself.
@@ -34,20 +34,20 @@ class Failures:
 
     def begin(self) -> None:
         """Begins the next work."""
-        self.fit += 1
+        self.work += 1
         self._spared = 0.0
 
     def fail(self) -> int:
         """Notes an error of this process; returns in which work it was."""
-        if self._own == self.fit:
-            self.fit += 1  # the first error in this work was caught, by all of them
-        self._own = self.fit
-        return self.fit
+        if self._own == self.work:
+            self.work += 1  # the first error in this work was caught, by all of them
+        self._own = self.work
+        return self.work
 
     def heard(self, notice: Notice) -> bool:
         """Notes an error of another process; returns whether it ends this one."""
-        self._theirs[notice.process] = notice.fit
-        return notice.fit > self._own
+        self._theirs[notice.process] = notice.number
+        return notice.number > self._own
 
     def spare(self, seconds: float) -> None:
         """From now on this process fails itself, and has so many seconds for it."""
@@ -59,7 +59,7 @@ class Failures:
 
     def spares(self, notice: Notice) -> bool:
         """Whether this process is not ended by a notice, since it has that error, too."""
-        return self._spared > 0 and notice.kind == "failed" and notice.fit == self.fit
+        return self._spared > 0 and notice.kind == "failed" and notice.number == self.work
 
     @property
     def may_be_silent(self) -> set[int]:
@@ -69,7 +69,7 @@ class Failures:
     @property
     def have_ended_others(self) -> bool:
         """Whether there was an error here that not all others have had, too."""
-        return self._own == self.fit and not self._others <= self._failed_too()
+        return self._own == self.work and not self._others <= self._failed_too()
 
     def _failed_too(self) -> set[int]:
-        return {who for who, fit in self._theirs.copy().items() if fit >= self.fit}
+        return {who for who, work in self._theirs.copy().items() if work >= self.work}

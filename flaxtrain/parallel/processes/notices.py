@@ -31,8 +31,8 @@ class Notice:
             `"ended"`, all processes have ended.
         process: whom it is about.
         batches: how many that process is known to have taken; of a run that ends, all.
-        fit: how many times it had begun its work: `fit` is called equally often by all. In
-            what is said of the end of a run, the number of the run.
+        number: in `"failed"`, how often it had begun work under the guard, which all processes
+            begin equally often; in `"asks"` and `"ends"`, that of the run.
         reason: the error's type and first line, or how long nothing was heard.
 
     Example:
@@ -45,7 +45,7 @@ class Notice:
     kind: Literal["failed", "lost", "asks", "ends", "ended"]
     process: int
     batches: int | None = None
-    fit: int = 0
+    number: int = 0
     reason: str = ""
 
     def __str__(self) -> str:

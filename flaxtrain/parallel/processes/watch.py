@@ -1,8 +1,8 @@
 """Processes watch one another: when one is killed, stopped or fails, all the others end.
 
-Each process publishes a beat with its last batch once a second. Process 0 watches all others,
-and tells everybody what it finds; the others watch process 0, which hosts the service. Several
-threads, since any call of the service can hang when process 0 does:
+Each process publishes a beat once a second. Process 0 watches all others, and tells everybody
+what it finds; the others watch process 0, which hosts the service. Several threads, since any
+call of the service can hang when process 0 does:
 
 - beat: publishes, and reads what the watched processes published;
 - listen: waits for notices, a list that all processes read;
@@ -51,9 +51,12 @@ class PeerWatch:
         grace: seconds that this process has, after another one failed, to fail by itself: an
             error that all of them raise is reported as each one's own.
         leave: what ends the process; called as `leave(message, code, flushes, linger)`.
+
+    Attributes:
+        batches: how many the process has begun, None before the first.
     """
 
-    alone = False
+    alone = False  # there are others
 
     def __init__(
         self,
@@ -163,10 +166,10 @@ class PeerWatch:
         line = str(error).partition("\n")[0]
         reason = f"{type(error).__name__}: {line}" if line else type(error).__name__
         with self._lock:
-            fit = self._failures.fail()
+            work = self._failures.fail()
             if self._doom is not None and self._doom.kind == "failed":
                 self._doom = None
-        self._notices.publish(Notice("failed", self._index, self.batches, fit, reason))
+        self._notices.publish(Notice("failed", self._index, self.batches, work, reason))
         # Nobody was lost: it is an error like any other.
         self._suspects = False
 
@@ -254,10 +257,10 @@ class PeerWatch:
         if notice.kind == "ended":
             self._done.set()
         elif notice.kind == "asks":
-            self._ending.ask(notice.fit)
+            self._ending.ask(notice.number)
             self._wake.set()
         elif notice.kind == "ends":
-            self._ending.settle(notice.fit, notice.batches or 0)
+            self._ending.settle(notice.number, notice.batches or 0)
         elif notice.kind == "lost":
             self._condemn(notice)
         elif notice.process != self._index and self._failures.heard(notice):

@@ -98,14 +98,13 @@ def test_a_mesh_of_one_device_splits_nothing_and_has_no_reasons() -> None:
     found = layout("fsdp", one)
     assert set(found.params.values()) == {P()}
     assert found.left_whole == {}
-    assert found.batch() == found.replicated == NamedSharding(one, P())
+    assert found.batch() == NamedSharding(one, P())
 
 
 def test_rows_are_spread_over_data_and_fsdp() -> None:
     found = layout("fsdp")
     assert found.batch().spec == P(("data", "fsdp"))
     assert found.batch(stacked=True).spec == P(None, ("data", "fsdp"))
-    assert found.replicated.spec == P()
     assert layout("zero1", DATA).batch().spec == P("data")
     tensors = abstract_mesh({"model": 8}, 8)
     assert layout("replicated", tensors).batch().spec == P()

@@ -5,7 +5,7 @@ from flaxtrain.parallel.processes.notices import Notice
 
 
 def failed(process: int, fit: int) -> Notice:
-    return Notice("failed", process, fit=fit)
+    return Notice("failed", process, number=fit)
 
 
 def test_an_error_of_all_has_ended_nobody() -> None:
@@ -32,6 +32,6 @@ def test_who_fails_itself_is_spared_for_a_while_and_waits_for_no_beat() -> None:
     failures.heard(failed(1, 1))
     failures.spare(10.0)
     assert failures.spares(failed(1, 1)) and failures.may_be_silent == {1}
-    assert not failures.spares(Notice("lost", 1, fit=1))
+    assert not failures.spares(Notice("lost", 1, number=1))
     failures.passed(11.0)
     assert not failures.spares(failed(1, 1)) and not failures.may_be_silent
