@@ -13,6 +13,7 @@ from flaxtrain.errors import DataError, NonFiniteError, StateError
 from flaxtrain.loop.evaluation import checked, for_evaluation, with_weights
 from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import checked_mask
+from flaxtrain.loop.several_processes import agree_on_batches
 from flaxtrain.loop.step_programs import seeing_all
 from flaxtrain.parallel.compile import Compiled
 from flaxtrain.parallel.engine import Engine
@@ -52,6 +53,7 @@ def with_batch_stats(
         DataError: there are fewer batches than `count`.
         ModelError: the model has no BatchNorm.
         NonFiniteError: a statistic is NaN or infinite.
+        ProcessError: not all processes have equally many batches.
     """
     if count is not None:
         check_integer("n_batches", count, minimum=1, where=WHERE)
@@ -93,13 +95,17 @@ def _formed(
     found = engine.place_state(none)
     in_flight: Bounded[Array] = Bounded()
     finite: Any = True  # there is a first batch
+    known = stream.batches_per_epoch
+    agree_on_batches(known if known is None or count is None else min(known, count), WHERE)
     batches = itertools.islice(checked(recipe, stream.epoch(0), WHERE), count)
+    seen = 0
     for batch in prefetch(batches, program.place):
+        seen += 1
         mask = checked_mask(recipe, stream, batch)
         found, finite = program(state, found, batch.data, mask)
         for oldest in in_flight.add(finite):
             oldest.block_until_ready()
-    seen = int(found.batches)
+    agree_on_batches(seen, WHERE, list(in_flight))
     if count is not None and seen < count:
         raise DataError(
             f"there are {seen} batches, and {count} are asked for",

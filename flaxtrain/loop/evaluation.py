@@ -14,6 +14,7 @@ from flaxtrain.data import HostBatch, Stream, prefetch
 from flaxtrain.errors import StateError
 from flaxtrain.loop.in_flight import Bounded
 from flaxtrain.loop.padding import check_padding, checked_mask
+from flaxtrain.loop.several_processes import agree_on_batches
 from flaxtrain.loop.step_programs import EvalProgram
 from flaxtrain.loop.window import as_numbers
 from flaxtrain.parallel.compile import Compiled
@@ -103,6 +104,7 @@ def evaluate(
 
     Raises:
         LossError: a batch has padding rows and the loss or a metric is a scalar.
+        ProcessError: not all processes have equally many batches.
         StateError: there is no average (yet).
         UnknownNameError: `weights` is another word.
     """
@@ -118,7 +120,10 @@ def evaluate(
     }
     windows: dict[str, Any] = {}
     in_flight: Bounded[Array] = Bounded()
+    seen = 0
+    agree_on_batches(stream.batches_per_epoch, "evaluate")
     for batch in prefetch(checked(recipe, stream.epoch(0), "evaluation"), program.step.place):
+        seen += 1
         mask = checked_mask(recipe, stream, batch, always=True)
         for suffix, own in states.items():
             if suffix not in windows:
@@ -126,6 +131,7 @@ def evaluate(
             windows[suffix], token = program.step(own, windows[suffix], batch.data, mask)
             for oldest in in_flight.add(token):
                 oldest.block_until_ready()
+    agree_on_batches(seen, "evaluate", list(in_flight))
     numbers: dict[str, float] = {}
     for suffix, window in windows.items():
         found = as_numbers(jax.device_get(program.finish(window)[0]))
@@ -176,6 +182,7 @@ def predict(
         engine: where the program runs.
 
     Raises:
+        ProcessError: not all processes have equally many batches.
         StateError: there is no average (yet).
         UnknownNameError: `weights` is another word.
     """
@@ -187,9 +194,13 @@ def predict(
         output, real = jax.device_get(engine.readable((output, mask)))
         outputs.append(jax.tree.map(lambda leaf: np.asarray(leaf)[real], output))
 
+    seen = 0
+    agree_on_batches(stream.batches_per_epoch, "predict")
     for batch in prefetch(stream.epoch(0), program.place):
+        seen += 1
         for oldest in in_flight.add((program(state, batch.data), batch.mask)):
             collect(*oldest)
+    agree_on_batches(seen, "predict", list(in_flight), together=False)
     for left in in_flight.rest():
         collect(*left)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)

@@ -220,7 +220,7 @@ class SaveEvery(Hook):
                 self._save(run)
         # To put it together takes all processes, and the others may know of no error.
         elif is_held_here(run.state):
-            peer_watch().failing()
+            peer_watch().failing(run.error)
             self._save(run)
 
     def _save(self, run: Run) -> None:

@@ -24,7 +24,7 @@ from flaxtrain.spec import AccumulateBatches, Lookahead, OptSpec, OptState
 from flaxtrain.train import NO_AVERAGE, Recipe, TrainState
 from flaxtrain.tree import named_leaves
 
-__all__ = ["Start", "begin", "checkpoint_meta", "data_facts"]
+__all__ = ["Start", "begin", "checkpoint_meta", "continued", "data_facts"]
 
 
 def data_facts(stream: Stream, seed: int) -> dict[str, Any]:
@@ -119,6 +119,8 @@ def begin(
 ) -> Start:
     """Returns the state of the workdir's last checkpoint, or the state before the first step.
 
+    Of several processes either all have a workdir, or none of them.
+
     Args:
         recipe: what does not change in the run.
         stream: the training data; differences from the checkpoint's are noted.
@@ -141,10 +143,31 @@ def begin(
         found = checkpoint.latest(workdir / CHECKPOINTS)
     if found is None:
         return _first(recipe, seed, init_from, engine)
+    start = continued(recipe, stream, seed, found, engine)
+    notes = [f"continuing the run in {workdir}, checkpoint {found.name}", *start.notes]
+    if init_from is not None:
+        notes.append("init_from= is not read again: the run goes on from its own checkpoint")
+    return start._replace(notes=notes)
+
+
+def continued(
+    recipe: Recipe, stream: Stream, seed: int, found: Path, engine: Engine = ONE_DEVICE
+) -> Start:
+    """Returns the state of a checkpoint; a process that calls this waits for no other one.
+
+    Args:
+        recipe: what does not change in the run.
+        stream: the training data; differences from the checkpoint's are noted.
+        seed: the trainer's seed.
+        found: the checkpoint.
+        engine: where the state is to lie.
+
+    Raises:
+        CheckpointError: the checkpoint was made with another spec, or does not fit the model.
+    """
     meta = checkpoint.read_meta(found)
     changes, call_form = _changes(meta, recipe, found), CallForm.read(meta, where=str(found))
     notes = [
-        f"continuing the run in {workdir}, checkpoint {found.name}",
         *_spec_notes(meta, recipe, changes["adapters"], found),
         *checkpoint.environment_differences(found),
     ]
@@ -156,8 +179,6 @@ def begin(
     ]
     notes += _options_notes(meta, recipe, changes, found)
     notes += _devices_notes(meta.get("devices", ""), engine.describe())
-    if init_from is not None:
-        notes.append("init_from= is not read again: the run goes on from its own checkpoint")
     recipe = recipe.at(meta.get("step", 0))
     like = jax.eval_shape(lambda: recipe.init(seed))
     goes_on, told = _average_notes(changes["ema"])

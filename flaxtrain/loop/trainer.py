@@ -38,7 +38,7 @@ from flaxtrain.loop.programs import Programs
 from flaxtrain.loop.result import FitResult
 from flaxtrain.loop.resume import Start, begin
 from flaxtrain.loop.run import Run
-from flaxtrain.loop.several_processes import agree_on_the_run
+from flaxtrain.loop.several_processes import agree_on_the_run, agree_on_the_source
 from flaxtrain.loop.steps_per_call import check_steps_per_call
 from flaxtrain.loop.streams import on_devices, training_stream
 from flaxtrain.parallel import Sharding, peer_watch
@@ -321,6 +321,7 @@ class Trainer(Debuggable, Evaluating):
 
     def _start(self, recipe: Recipe, stream: Stream) -> Start:
         """Returns what the run begins with: the trainer's state, if it has one."""
+        agree_on_the_source(self.workdir, self.state)
         engine, steps_per_call = self._programs.engine, self._programs.steps_per_call
         if self.state is not None:
             return Start(recipe, engine.place_state(self.state), [], {})

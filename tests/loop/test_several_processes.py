@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,11 +17,14 @@ from flaxtrain.data import as_stream
 from flaxtrain.errors import ProcessError
 from flaxtrain.loop import several_processes
 from flaxtrain.loop.several_processes import (
+    agree_on_batches,
     agree_on_the_end,
     agree_on_the_run,
+    agree_on_the_source,
     wait_for_all,
 )
 from flaxtrain.parallel import NoPeers
+from flaxtrain.parallel.processes.coordination import ServiceLost
 from tests.parallel.processes.together import in_each_process
 
 DATA = {"x": np.ones((20, 3), "float32"), "label": np.arange(20) % 2}
@@ -79,6 +84,26 @@ def test_runs_that_differ_are_refused_by_all(
 def test_runs_that_are_alike_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [arguments(), arguments()]
     assert in_each_process(2, lambda index: calls[index](), monkeypatch) == [None, None]
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_workdir_that_one_process_lacks_is_refused_by_all(
+    without: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begins(index: int) -> None:
+        agree_on_the_source(None if index == without else Path(f"/run/{index}"), None)
+
+    found = in_each_process(2, begins, monkeypatch)
+    assert str(found[0]) == str(found[1]) and isinstance(found[0], ProcessError)
+    assert "the processes disagree about workdir\n" in str(found[0])
+
+
+def test_paths_of_one_workdir_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    agree_on_the_source(Path("/run"), None)
+    found = in_each_process(
+        2, lambda index: agree_on_the_source(Path(f"/run/{index}"), None), monkeypatch
+    )
+    assert found == [None, None]
 
 
 # The end.
@@ -148,3 +173,64 @@ def test_an_error_of_all_waits_for_all_but_not_for_ever(
     monkeypatch.setattr(several_processes, "_ERROR_SECONDS", 0.1)
     found = in_each_process(2, lambda index: None if index else wait_for_all(), monkeypatch)
     assert found == [None, None]
+
+
+# A pass over data.
+
+
+def test_passes_with_unequally_many_batches_are_an_error_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def together(counts: list[int | None]) -> list[Any]:
+        def call(index: int) -> None:
+            agree_on_batches(counts[index], "evaluate")
+
+        return in_each_process(len(counts), call, monkeypatch)
+
+    agree_on_batches(4, "evaluate")  # one process alone
+    assert together([4, 4, 4]) == together([4, None, 3]) == [None] * 3
+    (text,) = {str(error) for error in together([4, 3, 4])}
+    assert "batches: 4 (processes 0, 2); 3 (process 1)" in text
+    assert "equally many batches in each process" in text
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_who_has_made_all_steps_of_a_pass_does_not_wait_for_ever(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_PATIENCE" if together else "_APART_PATIENCE"
+    monkeypatch.setattr(several_processes, name, 0.1)
+
+    def call(index: int) -> None:
+        if index == 0:  # the other one hangs in the step after that
+            agree_on_batches(7, "evaluate", [(jnp.ones(2), None)], together=together)
+
+    error, _ = in_each_process(2, call, monkeypatch)
+    assert isinstance(error, ProcessError)
+    assert "this process has made all of its 7 batches" in str(error)
+
+
+def test_the_others_are_waited_for_while_a_step_is_not_done() -> None:
+    class Step:
+        done = False
+
+        def is_ready(self) -> bool:
+            return self.done
+
+    step = Step()
+    look = several_processes._patience(7, "evaluate", [step], -1.0)
+    look()
+    step.done = True
+    with pytest.raises(ProcessError, match="all of its 7 batches"):
+        look()
+
+
+def test_an_error_of_all_is_not_replaced_by_the_loss_of_process_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*args: Any, **kwargs: Any) -> None:
+        raise ServiceLost("UNAVAILABLE")
+
+    monkeypatch.setattr(several_processes, "decided", lost)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    wait_for_all()

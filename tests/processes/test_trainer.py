@@ -34,13 +34,26 @@ def test_a_trainer_whose_peer_is_killed_or_stopped_ends(
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_hook_that_raises_ends_both(tmp_path: Path, victim: int) -> None:
-    words = [[*LONG], [*LONG]]
+    words = [[*LONG, f"save={tmp_path / 'saved'}"] for _ in range(2)]
     words[victim].append("raise=50")
     with Run(tmp_path, words, TRAINER) as run:
         assert run.end(victim) == 1
         assert run.end(1 - victim, SECONDS) == ENDED_BY_A_PEER
     told = f"process {victim} failed at batch 50: ValueError: no more disk"
     assert told in run.text(1 - victim)
+    # What is left to process 0 when process 1 has failed is not the state after a batch.
+    assert (tmp_path / "saved" / "50").exists() == (victim == 0)
+
+
+@pytest.mark.slow
+def test_who_saves_for_long_after_an_error_ends_the_others_meanwhile(tmp_path: Path) -> None:
+    words = [*LONG, f"save={tmp_path / 'saved'}", "slow=18"]
+    with Run(tmp_path, [[*words, "raise=50"], words], TRAINER) as run:
+        run.wait_for_step(0, 50)
+        assert run.end(1, SECONDS) == ENDED_BY_A_PEER
+        assert run.end(0) == 1
+    assert "process 0 failed at batch 50: ValueError: no more disk" in run.text(1)
+    assert (tmp_path / "saved" / "50").exists()
 
 
 def test_a_bad_batch_is_an_error_of_each_process(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ given it:
 - `save=FOLDER` saves at the end, and takes `slow=SECONDS`; `fsdp=1` splits the parameters;
 - `steps=N`, 0 for one epoch of `data=N` batches;
 - `per_call=K` makes K steps in a call; `pause=SECONDS` sleeps at each;
-- `evaluate=fails`: after the run, an evaluation whose data fail, an error that is caught.
+- `evaluate=fails`: after the run, an evaluation whose data fail, an error that is caught;
+- `workdir=FOLDER`; `debug=MODE` makes a debugging run first. The folder is printed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -34,6 +36,14 @@ class Steps(ft.Hook):
 
     def __init__(self, words: dict[str, str]) -> None:
         self._words = words
+
+    def elsewhere(self, directory: Path) -> Steps:
+        directory.mkdir()
+        return self
+
+    def on_start(self, run: Any) -> None:
+        if run.workdir is not None:
+            print("folder", run.workdir.name, flush=True)
 
     def _is(self, word: str, batches: int) -> bool:
         return batches == int(self._words.get(word, 0))
@@ -97,10 +107,13 @@ def main() -> None:
         log_every=int(words.get("per_call", "1")),
         steps_per_call=int(words.get("per_call", "1")),
         seed=int(words.get("seed", "0")),
+        workdir=words.get("workdir"),
         **split,
     )
     steps, reason = int(words.get("steps", "6")), "an error"
     length: dict[str, Any] = {"steps": steps} if steps else {"epochs": 1}
+    if "debug" in words:
+        trainer.fit(list(batches(words)), **length, debug=words["debug"])
     try:
         reason = trainer.fit(batches(words), **length).stopped_because
     finally:

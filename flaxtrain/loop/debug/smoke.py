@@ -20,8 +20,9 @@ from flaxtrain.loop.debug.scratch import scratch
 from flaxtrain.loop.debug.twin import recipe_of, say, twin_of
 from flaxtrain.loop.length import horizon_of
 from flaxtrain.loop.result import FitResult
-from flaxtrain.loop.resume import begin
+from flaxtrain.loop.resume import continued
 from flaxtrain.loop.streams import stream_in_order, training_stream
+from flaxtrain.parallel import gathered
 from flaxtrain.spec.phases import shortened
 from flaxtrain.text import counted
 from flaxtrain.train import Recipe, TrainState
@@ -67,7 +68,7 @@ def smoke(trainer: Trainer, call: FitCall) -> FitResult:
             log_every=each,
             workdir=directory if writes else None,
             hooks=tuple(
-                hook.elsewhere(directory / f"hook_{number}")
+                hook.elsewhere(directory / f"hook_{number}_{jax.process_index()}")
                 for number, hook in enumerate(trainer.hooks)
             ),
         )
@@ -79,9 +80,11 @@ def smoke(trainer: Trainer, call: FitCall) -> FitResult:
             cache_frozen=call.cache_frozen,
         )
         saved = latest(directory / CHECKPOINTS) if writes else None
+        # All take part in this, also one that does not see yet what process 0 has written.
+        state = gathered(result.state.resumable()) if writes else result.state
         if saved is not None:
-            again = begin(recipe, few, trainer.seed, directory, None).state
-            _check_restored(result.state, again, saved)
+            again = continued(recipe, few, trainer.seed, saved).state
+            _check_restored(state, again, saved)
     say(trainer, *_summary(whole, recipe, result, each, saved), *_not_tried(trainer))
     return result
 
@@ -103,7 +106,7 @@ def hurried(recipe: Recipe, horizon: Horizon) -> Recipe:
 
 
 def _check_restored(state: TrainState, again: TrainState, path: Path) -> None:
-    pairs = zip(_bits(state.resumable()), _bits(again), strict=True)
+    pairs = zip(_bits(state), _bits(again), strict=True)
     for (name, one), (_, other) in pairs:
         if one.dtype != other.dtype or one.tobytes() != other.tobytes():
             raise DebugError(

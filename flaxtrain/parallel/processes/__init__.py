@@ -6,6 +6,7 @@ from flaxtrain.parallel.processes.agreement import (
     disagreement,
     raise_disagreement,
 )
+from flaxtrain.parallel.processes.coordination import ServiceLost
 from flaxtrain.parallel.processes.joining import NoPeers, Processes, initialize, peer_watch
 from flaxtrain.parallel.processes.meeting import barrier, is_writer, until_process_0_is_done
 from flaxtrain.parallel.processes.one_number import of_process_0
@@ -15,6 +16,7 @@ __all__ = [
     "NoPeers",
     "PeerWatch",
     "Processes",
+    "ServiceLost",
     "agree",
     "barrier",
     "decided",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ _KEY = "flaxtrain/agreement"
 _ROUNDS = itertools.count()
 # Characters of a value that are shown, around the first place where two of them differ.
 _SHOWN = 60
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def agree(
@@ -134,7 +136,9 @@ def _answers(
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    # Where a function lies is no part of what it does, and another place in every process.
+    return _ADDRESS.sub("", text)
 
 
 def disagreement(answers: Sequence[Mapping[str, str]]) -> list[str]:

@@ -63,8 +63,10 @@ class Failures:
 
     @property
     def may_be_silent(self) -> set[int]:
-        """Processes that have left after an error that this one is busy with."""
-        return self._failed_too() if self._spared > 0 else set()
+        """Processes that have left, or will, after an error that this one is busy with."""
+        if self._spared <= 0:
+            return set()
+        return {*self._others} if self._own == self.work else self._failed_too()
 
     @property
     def have_ended_others(self) -> bool:

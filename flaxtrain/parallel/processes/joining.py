@@ -56,7 +56,7 @@ class NoPeers:
         """Returns None: nobody is."""
         return None
 
-    def failing(self) -> None:
+    def failing(self, error: BaseException | None = None) -> None:
         """Does nothing: nobody else fails."""
 
     def guard(

@@ -81,10 +81,8 @@ class PeerWatch:
         # Why this process ends, and how many seconds from now.
         self._doom: Notice | None = None
         self._respite = 0.0
-        self._done = threading.Event()
-        self._wake, self._alarm = threading.Event(), threading.Event()
-        self._lock = threading.Lock()
-        self._last_words = threading.Lock()
+        self._done, self._wake, self._alarm = (threading.Event() for _ in range(3))
+        self._lock, self._last_words = threading.Lock(), threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def progress(self, batches: int) -> None:
@@ -119,11 +117,14 @@ class PeerWatch:
         """Returns which process is known to have gone further in this run, if one has."""
         return self._beats.peers.ahead(self._ending.run, batches)
 
-    def failing(self) -> None:
+    def failing(self, error: BaseException | None = None) -> None:
         """Says that an error will leave the guard, and that there is something to do before.
 
-        For five minutes no other process that fails in the same guard ends this one.
+        The others are told of `error`, unless it can come from one of them, and may end. If
+        they fail in the same guard, that does not end this process for five minutes.
         """
+        if error is not None and not may_come_from_a_peer(error):
+            self.report(error)
         self._failures.spare(_END_SECONDS)
 
     @contextlib.contextmanager
@@ -161,6 +162,7 @@ class PeerWatch:
         self._error = error
         if may_come_from_a_peer(error):
             self._suspects = True
+            self._failures.spare(0.0)
             self._wake.set()
             self._wait_for_a_verdict()
         line = str(error).partition("\n")[0]
@@ -170,8 +172,7 @@ class PeerWatch:
             if self._doom is not None and self._doom.kind == "failed":
                 self._doom = None
         self._notices.publish(Notice("failed", self._index, self.batches, work, reason))
-        # Nobody was lost: it is an error like any other.
-        self._suspects = False
+        self._suspects = False  # nobody was lost: it is an error like any other
 
     def _wait_for_a_verdict(self) -> None:
         until = time.monotonic() + self._timeout / 2 + 3 * self._interval
@@ -251,8 +252,7 @@ class PeerWatch:
 
     def listen(self, seconds: float) -> None:
         """Waits for the next notice, and does what follows from it."""
-        notice = self._notices.next(seconds)
-        if notice is None:
+        if (notice := self._notices.next(seconds)) is None:
             return
         if notice.kind == "ended":
             self._done.set()
@@ -323,8 +323,8 @@ class PeerWatch:
         self._failures.passed(seconds)
         suspicion = self._suspects or peers.any_suspects()
         limit = self._timeout / 2 if suspicion else self._timeout
-        may_be = self._failures.may_be_silent
-        process = peers.silent(limit, start=_START_SECONDS, without=may_be)
+        without = self._failures.may_be_silent
+        process = peers.silent(limit, start=_START_SECONDS, without=without)
         if self._doom is None and process is not None:
             silence = peers.silence(process)
             self._condemn(self._lost(process, f"nothing heard of it for {silence:.1f} s"))

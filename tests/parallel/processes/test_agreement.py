@@ -48,6 +48,12 @@ def test_processes_that_agree_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_each_process(3, lambda _: agree(items), monkeypatch) == [None] * 3
 
 
+def test_a_function_is_the_same_wherever_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["<function rate at 0x7f0a1b2c>", "<function rate at 0x55d3c0ff>"]
+    found = in_each_process(2, lambda index: agree({"spec": texts[index]}), monkeypatch)
+    assert found == [None, None]
+
+
 def test_process_0_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def together(index: int) -> int:
         return decided(index, lambda answers: 10 * sum(answers), where="here", timeout=20.0)

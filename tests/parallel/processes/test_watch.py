@@ -6,6 +6,7 @@ What real processes make of them is tried in tests/processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -179,6 +180,39 @@ def test_who_fails_and_saves_is_ended_after_five_minutes() -> None:
     first.failing()
     after, message, _ = seconds_until_one_leaves(first, other, most=400)
     assert after == 300 and "process 1 failed" in message
+
+
+def test_who_saves_tells_the_others_before_and_does_not_need_them() -> None:
+    first, other = processes(2)
+    second(first, other)
+    error = KeyError("x")
+    with first.guard(), other.guard():
+        first.failing(error)
+        after, message, code = seconds_until_one_leaves(first, other)
+        assert (after, code) == (2, ENDED_BY_A_PEER) and "process 0 failed" in message
+        for _ in range(60):
+            second(first)  # it saves, alone
+        first.report(error)  # known already
+    assert first._notices.next(0) is None
+
+
+def test_an_error_that_comes_from_a_peer_is_not_told_and_ends_who_has_saved() -> None:
+    first, other = processes(2)
+    second(first, other)
+    ends: list[Any] = []
+
+    def wait() -> None:
+        ends.append(seconds_until_one_leaves(first))
+
+    first._wait_for_a_verdict = wait  # type: ignore[method-assign]
+    with first.guard(), pytest.raises(KeyError), other.guard():
+        raise KeyError("x")
+    error = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    first.failing(error)
+    assert not ends
+    first.report(error)
+    after, message, code = ends[0]
+    assert (after, code) == (1, ENDED_BY_A_PEER) and "process 1 failed" in message
 
 
 def test_who_fails_and_saves_is_ended_by_a_loss() -> None:
