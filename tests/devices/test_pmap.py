@@ -461,7 +461,11 @@ def test_runs_repeat_bit_for_bit_and_are_compiled_once() -> None:
 
 
 class WithoutBias(nn.Module):
-    """The CNN without what BatchNorm takes away again: the bias of a convolution."""
+    """The CNN without what BatchNorm takes away again: the bias of a convolution.
+
+    Without kinks, too. With `relu`, SGD with momentum agrees to 4e-7 for 71 steps; then one of
+    8,192 values is 7e-8, has another sign in the other program, and the runs part.
+    """
 
     bias: bool = False
 
@@ -470,14 +474,14 @@ class WithoutBias(nn.Module):
         for width in (4, 8):
             x = nn.Conv(width, (3, 3), use_bias=self.bias)(x)
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-            x = nn.avg_pool(nn.relu(x), (2, 2), (2, 2))
+            x = nn.avg_pool(nn.gelu(x), (2, 2), (2, 2))
         return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "bias"),
-    [(ft.OptSpec("sgd", 0.1, momentum=0.9), True), (ft.OptSpec("adam", 1e-3), False)],
+    [(ft.OptSpec("sgd", 0.05, momentum=0.9), True), (ft.OptSpec("adam", 1e-3), False)],
     ids=["SGD", "Adam"],
 )
 def test_after_a_hundred_steps_in_float32_the_parameters_are_the_same(
